@@ -1,0 +1,68 @@
+"""A run's folder: what was asked, what was measured, where it stopped, what came out.
+
+    runs/NAME/
+        run.json           every flag, what it was resolved to, versions, hashes
+        metrics.jsonl      one line a step and one an evaluation
+        checkpoints/       gpt/checkpoint.py
+        model/             the trained model, a model folder
+        evaluation.json    dpo/evaluate.py, samples.jsonl too
+"""
+
+import json
+import os
+from pathlib import Path
+
+from gpt.command import UserError
+
+
+class RunFolder:
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.metrics = self.path / "metrics.jsonl"
+        self.checkpoints = self.path / "checkpoints"
+        self.model = self.path / "model"
+
+    def check_free(self, resume: bool) -> None:
+        """Raises UserError where the folder holds something that a new run would overwrite, or cannot be written."""
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"--out {self.path} is a file; name a folder")
+        if self.path.is_dir() and any(self.path.iterdir()) and not resume:
+            what = "holds another run; continue it with --resume" if (self.path / "run.json").exists() else "is not empty"
+            raise UserError(f"--out {self.path} {what}, or name a new folder")
+        if resume and self.path.is_dir() and any(self.path.iterdir()) and not (self.path / "run.json").exists():
+            raise UserError(f"--out {self.path} holds no run to resume (no run.json)")
+        existing = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
+        if not os.access(existing, os.W_OK):
+            raise UserError(f"--out {self.path}: {existing} is not writable")
+
+    def write_json(self, name: str, value: dict) -> None:
+        """The file is whole or as it was."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        part = self.path / (name + ".part")
+        part.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(part, self.path / name)
+
+    def read_json(self, name: str) -> dict:
+        try:
+            return json.loads((self.path / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.path / name} cannot be read: {error}") from None
+
+    def log(self, line: dict) -> None:
+        """Append a line to metrics.jsonl."""
+        with open(self.metrics, "a", encoding="utf-8") as file:
+            file.write(json.dumps({name: round(v, 7) if isinstance(v, float) else v for name, v in line.items()}) + "\n")
+
+    def cut_metrics(self, step: int) -> None:
+        """Forget what was logged after `step`, so that a resumed run has every step once."""
+        lines = [line for line in self.metrics.read_text().splitlines() if _step(line) <= step] if self.metrics.exists() else []
+        part = self.metrics.with_suffix(".part")
+        part.write_text("".join(line + "\n" for line in lines))
+        os.replace(part, self.metrics)
+
+
+def _step(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError):  # the last line of a run that was killed while writing
+        return float("inf")

@@ -1,0 +1,63 @@
+"""What a run starts from: a model with its tokenizer, and pairs as token ids."""
+
+import hashlib
+from pathlib import Path
+from typing import NamedTuple
+
+from data.pairs import Pair, read_pairs, split, teaches_nothing
+from data.rules import embedded_pairs
+from dpo.rows import Ids, encode
+from gpt.command import UserError
+from gpt.model import GPT
+from gpt.tokenizer import Tokenizer
+from gpt.weights import load_gpt, model_folder, random_gpt
+
+TINY = Path(__file__).resolve().parents[1] / "data" / "tiny"  # the embedded start
+EMBEDDED = "the embedded set"
+
+
+def open_model(name: str, seed: int = 0) -> tuple[GPT, Tokenizer]:
+    """The model and tokenizer of a model folder, a run folder or `random:SIZE`; an empty name is the embedded start."""
+    if name.startswith("random:"):
+        size = name.removeprefix("random:")
+        tokenizer = Tokenizer.gpt2() if size.startswith("gpt2") else Tokenizer.load(TINY)
+        return random_gpt(size, tokenizer.vocab_size, seed), tokenizer
+    folder = model_folder(name or TINY)
+    model, tokenizer = load_gpt(folder), Tokenizer.load(folder)
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise UserError(f"{folder}: the vocabulary has {tokenizer.vocab_size} ids, the model only {model.config.vocab_size}")
+    return model, tokenizer
+
+
+class Examples(NamedTuple):
+    """Pairs and, beside them, their ids."""
+
+    pairs: list[Pair]
+    ids: list[Ids]
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of every id, in order: what the training depends on."""
+        return hashlib.sha256(repr(self.ids).encode()).hexdigest()
+
+
+def open_examples(path: str, tokenizer: Tokenizer, max_length: int, held_out: float, one_answer: bool,
+                  counted: dict[str, list[int]]) -> tuple[Examples, Examples]:
+    """(training, held-out) examples of a pairs file; an empty path is the embedded set.
+
+    one_answer: the loss is content with `chosen`. `counted` is filled with what was dropped or cut, by reason.
+    Raises UserError for a file that cannot be used.
+    """
+    pairs = read_pairs(path, counted) if path else [pair for pair in embedded_pairs() if not teaches_nothing(pair)]
+    single = [pair.row for pair in pairs if pair.rejected is None]
+    if single and not one_answer:
+        raise UserError(f"{path}, row {single[0]}: field 'rejected' is missing, in {len(single)} of {len(pairs)} rows; this loss "
+                        "compares two answers (--loss sft is content with one)")
+    sides = []
+    for side in split(pairs, held_out):
+        encoded = encode(side, tokenizer, max_length, one_answer, counted)
+        sides.append(Examples([pair for pair, _ in encoded], [ids for _, ids in encoded]))
+    if not sides[0].ids:
+        raise UserError(f"{path or EMBEDDED}: no pair is left to train on after holding out {held_out:g} and fitting "
+                        f"{max_length} tokens (--held-out, --max-length)")
+    return sides[0], sides[1]

@@ -1,0 +1,161 @@
+"""Train a GPT on preferences (DPO and its kin) or on answers (SFT): one script, one loop.
+
+    torchrun --nproc_per_node=2 dpo/train.py                          DPO of the embedded model on the embedded pairs
+    python dpo/train.py --pairs FILE --init MODEL --loss dpo          the same thing in one process
+    torchrun --local-addr 127.0.0.1 --nproc_per_node=2 dpo/train.py   where the host name resolves to nothing
+
+What happens in a step stands in dpo/step.py; what is checked before, in dpo/job.py.
+"""
+
+import math
+import os
+import platform
+import sys
+import time
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from tqdm import tqdm
+
+from dpo.job import Job
+from dpo.order import pairs_of_step
+from dpo.reference import reference_scores
+from dpo.run_folder import RunFolder
+from dpo.step import Plan, add_gradients, held_out_metrics
+from gpt import precision
+from gpt.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from gpt.command import UserError, flag, run
+from gpt.optim import adamw, learning_rate
+from gpt.parallel import StopSignal, World, agree, join, peak_memory, replicate, say
+from gpt.weights import save_gpt
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Train a GPT on preference pairs, or with --loss sft on answers.
+
+    torchrun --nproc_per_node=2 dpo/train.py --pairs pairs.jsonl --init runs/sft --loss "dpo + 0.2*sft"
+    (give torchrun --local-addr 127.0.0.1 where it hangs because the host name resolves to nothing)
+    """
+
+    pairs: str = flag("", "JSON or JSONL file of pairs; empty: the embedded set", "what matters first")
+    init: str = flag("", "model folder, run folder or random:SIZE to start from; empty: the embedded data/tiny", "what matters first")
+    loss: str = flag("dpo", "a loss, or a sum such as 'dpo(beta=0.2) + 0.5*sft'", "what matters first")
+    out: str = flag("", "run folder; empty: a new one under runs/", "what matters first")
+    beta: float = flag(None, "for every loss that takes one; unset: each loss's own. Higher stays closer to the reference", "loss")
+    reference: str = flag("", "model or run folder that log-ratios are taken against; empty: what --init names", "loss")
+    epochs: int = flag(1, "passes over the pairs", "steps")
+    steps: int = flag(0, "optimizer steps; 0: as many as the epochs give", "steps")
+    batch: int = flag(64, "pairs per step, over all processes", "steps")
+    micro: int = flag(0, "pairs per forward pass and process; 0: what fits 2 GiB of activations", "steps")
+    seed: int = flag(0, "of the order of pairs, of random weights, of dropout", "steps")
+    lr: float = flag(None, "peak rate; unset: 1e-6 at 124M parameters, in inverse proportion to size, 5e-7 to 1e-4; sft 20 times that", "optimizer")
+    warmup: float = flag(0.1, "fraction of the steps over which the rate rises; then half a cosine down to 0", "optimizer")
+    weight_decay: float = flag(0.01, "AdamW's, on matrices and embeddings", "optimizer")
+    grad_clip: float = flag(1.0, "largest norm of a step's gradient; 0: no limit", "optimizer")
+    max_length: int = flag(0, "tokens of prompt and longer answer; a longer prompt is cut from the left; 0: the model's context", "data")
+    held_out: float = flag(0.1, "fraction of the prompts, chosen by hash, that is never trained on", "data")
+    eval_every: int = flag(50, "steps between evaluations on held-out pairs; 0: at the start and the end only", "running")
+    save_every: int = flag(0, "steps between checkpoints; 0: at the end only", "running")
+    resume: bool = flag(False, "continue the run in --out from its newest checkpoint", "running")
+    device: str = flag("auto", "auto is cuda where there is one, else cpu", "running", ("auto", "cpu", "cuda", "mps"))
+    precision: str = flag("auto", "of matrix products; auto is bf16 where it is native and the model large enough", "running", precision.CHOICES)
+    dry_run: bool = flag(False, "check flags, model and data, and stop", "running")
+
+
+def main(flags: Flags) -> int:
+    job = Job(flags)
+    if flags.dry_run:
+        return 0
+    with join(flags.device) as world:
+        return train(job, world)
+
+
+def train(job: Job, world: World) -> int:
+    """The run. Returns the exit code: 0, or 143 after a signal, with the last finished step saved."""
+    flags, loss, steps = job.flags, job.loss, job.steps
+    folder = RunFolder(flags.out or agree(f"runs/{loss.terms[0].name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}", world))
+    found = latest_checkpoint(folder.checkpoints) if flags.resume else None
+    settings = job.settings(world, found[1]["settings"] if found else {})
+    if found and (differ := [name for name in settings if settings[name] != found[1]["settings"].get(name)]):
+        raise UserError(f"--resume: {', '.join(differ)} differ from what {folder.path} was started with; give the same flags, or a new --out")
+    done = found[1]["step"] if found else 0
+    if done == steps:
+        say(f"{folder.path} is finished: {steps} steps", world)
+        return 0
+    torch.set_num_threads(settings["threads"])
+    say(job.describe(settings, folder, world), world)
+
+    policy = job.policy.to(world.device)
+    plan = Plan(loss, settings["micro"], partial(precision.autocast, settings["precision"], world.device), world)
+    ahead = sorted({i for step in range(done + 1, steps + 1) for i in pairs_of_step(step, len(job.train.ids), flags.batch, flags.seed)})
+    references = []
+    for examples, wanted in ((job.train, ahead), (job.held_out, list(range(len(job.held_out.ids))))):
+        # before the policy moves: unless --reference names another model, it is its own reference
+        model = (job.reference or policy).to(world.device)
+        references.append(reference_scores(model, examples.ids, wanted if loss.needs_reference else [], plan.micro, plan.autocast, world))
+    job.reference = None  # its numbers are all that is needed
+
+    optimizer = adamw(policy, flags.weight_decay)
+    if found:
+        load_checkpoint(found[0], policy, optimizer)
+    if world.is_main:
+        versions = {"python": platform.python_version(), "torch": torch.__version__}
+        folder.write_json("run.json", {"flags": asdict(flags), "settings": settings, "processes": world.size, "versions": versions})
+        folder.cut_metrics(done if found else -1)
+    model = replicate(policy, world)
+    stop = StopSignal()
+
+    def evaluate(step: int) -> None:
+        if job.held_out.ids:
+            line = held_out_metrics(policy, job.held_out, references[1], plan)
+            if world.is_main:
+                folder.log({"step": step, "split": "held-out", **line})
+
+    if not found:
+        evaluate(0)
+    bar = tqdm(range(done + 1, steps + 1), initial=done, total=steps, desc=loss.terms[0].name, unit="step", disable=not world.is_main)
+    for step in bar:
+        began = time.perf_counter()
+        torch.manual_seed((flags.seed * 1_000_003 + step) * 4096 + world.rank)  # for dropout, and nothing else
+        model.train()
+        indices = pairs_of_step(step, len(job.train.ids), flags.batch, flags.seed)
+        expect_zero = step == 1 and loss.needs_reference and not flags.reference
+        line = add_gradients(model, job.train, references[0], indices, plan, expect_zero)
+        grad_norm = float(torch.nn.utils.clip_grad_norm_(policy.parameters(), flags.grad_clip or math.inf))
+        if not math.isfinite(line["loss"] + grad_norm):
+            rows = ", ".join(str(job.train.pairs[i].row) for i in indices)
+            raise UserError(f"step {step}: the loss is {line['loss']}, the gradient's norm {grad_norm}; nothing was updated. Try a lower "
+                            f"--lr or --precision fp32. The step's pairs are rows {rows}")
+        rate = learning_rate(step, steps, job.lr, flags.warmup)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        optimizer.zero_grad()
+        line |= {"grad_norm": grad_norm, "learning_rate": rate, "pairs_per_second": line["pairs"] / (time.perf_counter() - began)}
+        if world.is_main:
+            folder.log({"step": step, "split": "train", **line})
+            bar.set_postfix({short: f"{line[name]:.3g}" for short, name in SHOWN.items() if name in line})
+        if step == steps or flags.eval_every and step % flags.eval_every == 0:
+            evaluate(step)
+        stopped = stop.on_any(world)
+        if world.is_main and (step == steps or stopped or flags.save_every and step % flags.save_every == 0):
+            save_checkpoint(folder.checkpoints, policy, optimizer, {"step": step, "settings": settings})
+        if stopped and step < steps:
+            say(f"\nstopped by a signal after step {step}; continue with --resume --out {folder.path}", world)
+            return 143
+    bar.close()
+    if world.is_main:
+        save_gpt(folder.model, policy, job.tokenizer)
+    say(f"done    {folder.model}, peak memory {peak_memory(world.device) / 2**30:.2f} GiB a process", world)
+    return 0
+
+
+SHOWN = {"loss": "loss", "accuracy": "rewards/accuracies", "margin": "rewards/margins", "pairs/s": "pairs_per_second"}
+
+if __name__ == "__main__":
+    run(main, Flags)

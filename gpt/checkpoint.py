@@ -1,0 +1,88 @@
+"""A run's state on disk, whole or absent, and nothing in it that could run code.
+
+    checkpoints/step-000120/
+        model.safetensors        parameters by name, float32
+        optimizer.safetensors    AdamW's moments: NAME/exp_avg, NAME/exp_avg_sq, NAME/step
+        state.json               the step and whatever else the caller must find again
+        manifest.json            SHA-256 of the three, written last: without it the folder is no checkpoint
+
+Random numbers need not be kept: they are seeded anew at every step from (seed, step, process).
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from gpt.command import UserError
+
+FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
+
+
+def save_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict, keep: int = 2) -> Path:
+    """Write `folder/step-N` for N = state["step"], and remove all but the newest `keep`. Only the main process calls it."""
+    final = folder / f"step-{state['step']:06d}"
+    part = final.with_name(final.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    save_file({name: p.detach().contiguous() for p, name in names.items()}, part / FILES[0])
+    save_file({f"{names[p]}/{key}": value.contiguous() for p, values in optimizer.state.items() for key, value in values.items()},
+              part / FILES[1])
+    (part / FILES[2]).write_text(json.dumps(state, indent=2))
+    (part / "manifest.json").write_text(json.dumps({name: _sha256(part / name) for name in FILES}, indent=2))
+    for file in part.iterdir():
+        _sync(file)
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(part, final)
+    _sync(folder)
+    for old in sorted(folder.glob("step-*[0-9]"))[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def latest_checkpoint(folder: Path) -> tuple[Path, dict] | None:
+    """The newest whole checkpoint and its state, or None. A damaged one is passed over, and its path printed."""
+    for path in sorted(folder.glob("step-*[0-9]"), reverse=True):
+        try:
+            manifest = json.loads((path / "manifest.json").read_text())
+            if all(_sha256(path / name) == manifest[name] for name in FILES):
+                return path, json.loads((path / "state.json").read_text())
+        except (OSError, ValueError, KeyError):
+            pass
+        if int(os.environ.get("RANK", 0)) == 0:
+            print(f"{path} is damaged or unfinished, the one before is used")
+    return None
+
+
+def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Put the parameters and the optimizer's state back, in place. Raises UserError where they are of another model."""
+    names = {name: parameter for name, parameter in model.named_parameters()}
+    weights, moments = load_file(path / FILES[0]), load_file(path / FILES[1])
+    if weights.keys() != names.keys() or any(weights[name].shape != p.shape for name, p in names.items()):
+        raise UserError(f"{path} holds another model than the one that --init names")
+    with torch.no_grad():
+        for name, parameter in names.items():
+            parameter.copy_(weights[name])
+    for key, value in moments.items():
+        name, _, field = key.rpartition("/")
+        parameter = names[name]
+        optimizer.state[parameter][field] = value.to(parameter.device) if value.dim() else value
+
+
+def _sha256(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else hashlib.sha256(stream.read()).hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

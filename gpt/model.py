@@ -1,0 +1,148 @@
+"""GPT-2 whole, as a function from tokens to log-probabilities.
+
+    logits = model(tokens)                  # (B, T, V): sampling, and the plain path
+    logp = model(tokens, targets)           # (B, T): log p(target), 0 where the target is IGNORE
+
+The second form is all that training needs: SFT is the mean of `logp`, a preference loss works on its sums per answer,
+the reference is the same call without gradients. The projection to the vocabulary, 31 % of GPT-2's matrix products
+at 124M parameters, runs only where there is a target.
+
+`positions` and `mask` let one row hold more than one line of text (dpo/rows.py has the picture); without them a row
+is plain left-to-right text. Modules bear Hugging Face's names, so that reading its weights is a transpose of four.
+
+Radford et al. 2019, "Language Models are Unsupervised Multitask Learners": pre-norm blocks, learned positions, GELU in
+its tanh form, input and output embeddings tied.
+
+Shapes: B rows, T tokens in a row, C channels, H heads, D = C / H, V vocabulary, N places that have a target.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+IGNORE = -100  # a target that is not scored; the value F.cross_entropy ignores by default
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """The shape of a model. Fields are named as in Hugging Face's config.json; the defaults are GPT-2 124M."""
+
+    vocab_size: int = 50257
+    n_positions: int = 1024
+    n_embd: int = 768
+    n_layer: int = 12
+    n_head: int = 12
+    layer_norm_epsilon: float = 1e-5
+    dropout: float = 0.0  # Hugging Face has three (embd, resid, attn), in GPT-2 all alike
+
+    def __post_init__(self):
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}")
+
+
+SIZES = {
+    "tiny": dict(n_positions=256, n_embd=128, n_layer=5, n_head=4),  # data/tiny; its vocabulary is its own
+    "gpt2": dict(n_embd=768, n_layer=12, n_head=12),  # 124M parameters
+    "gpt2-medium": dict(n_embd=1024, n_layer=24, n_head=16),  # 355M
+    "gpt2-large": dict(n_embd=1280, n_layer=36, n_head=20),  # 774M
+    "gpt2-xl": dict(n_embd=1600, n_layer=48, n_head=25),  # 1558M
+}
+
+
+class Attention(nn.Module):
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.n_head, self.dropout = config.n_head, config.dropout
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)  # query, key and value of every head at once
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+
+    def forward(self, x: Tensor, mask: Tensor | None, cache=None) -> Tensor:
+        B, T, C = x.shape
+        q, k, v = self.c_attn(x).view(B, T, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)  # 3 x (B, H, T, D)
+        if cache is not None:
+            k, v = cache.append(k, v)  # (B, H, all tokens so far, D)
+        dropout = self.dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, dropout_p=dropout)
+        return self.c_proj(y.transpose(1, 2).reshape(B, T, C))
+
+
+class MLP(nn.Module):
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
+
+
+class Block(nn.Module):
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd, config.layer_norm_epsilon)
+        self.attn = Attention(config)
+        self.ln_2 = nn.LayerNorm(config.n_embd, config.layer_norm_epsilon)
+        self.mlp = MLP(config)
+        self.drop = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, mask: Tensor | None, cache=None) -> Tensor:
+        x = x + self.drop(self.attn(self.ln_1(x), mask, cache))
+        return x + self.drop(self.mlp(self.ln_2(x)))
+
+
+class GPT(nn.Module):
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.config = config
+        self.transformer = nn.ModuleDict({
+            "wte": nn.Embedding(config.vocab_size, config.n_embd),
+            "wpe": nn.Embedding(config.n_positions, config.n_embd),
+            "drop": nn.Dropout(config.dropout),
+            "h": nn.ModuleList(Block(config) for _ in range(config.n_layer)),
+            "ln_f": nn.LayerNorm(config.n_embd, config.layer_norm_epsilon),
+        })
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.lm_head.weight = self.transformer["wte"].weight
+        self.apply(self._initialize)
+        for name, parameter in self.named_parameters():
+            if name.endswith("c_proj.weight"):  # what each block adds to the residual stream, 2 per layer
+                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * config.n_layer))
+
+    @staticmethod
+    def _initialize(module: nn.Module) -> None:
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(module.weight, std=0.02)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+    @property
+    def parameter_count(self) -> int:
+        return sum(p.numel() for p in self.parameters())
+
+    def forward(self, tokens: Tensor, targets: Tensor | None = None, positions: Tensor | None = None,
+                mask: Tensor | None = None, cache: list | None = None) -> Tensor:
+        """Logits (B, T, V) of the next token; with `targets`, log p(target) (B, T) in float32, 0 where IGNORE.
+
+        tokens, targets, positions: (B, T) integers; positions default to 0 .. T-1. mask: boolean, broadcast to
+        (B, H, T, T), True where the query (row) may look at the key (column); default: not later than itself.
+        cache: one object per layer that keeps keys and values (gpt/generate.py).
+        """
+        if positions is None:
+            if tokens.shape[1] > self.config.n_positions:
+                raise ValueError(f"{tokens.shape[1]} tokens in a row, but the model has {self.config.n_positions} positions")
+            positions = torch.arange(tokens.shape[1], device=tokens.device)
+        gpt = self.transformer
+        x = gpt["drop"](gpt["wte"](tokens) + gpt["wpe"](positions))  # (B, T, C)
+        for i, block in enumerate(gpt["h"]):
+            x = block(x, mask, cache and cache[i])
+        x = gpt["ln_f"](x)
+        if targets is None:
+            return self.lm_head(x)
+        scored = targets != IGNORE  # (B, T), N of them
+        logits = self.lm_head(x[scored]).float()  # (N, V); the softmax is float32 whatever the products are
+        logp = torch.zeros(targets.shape, device=x.device)
+        logp[scored] = -F.cross_entropy(logits, targets[scored], reduction="none")
+        return logp

@@ -1,0 +1,139 @@
+"""The only file that knows there is more than one process.
+
+    with join("auto") as world:
+        model = replicate(model, world)                     # DDP, or the model itself in one process
+        with accumulate(model, last=is_last_micro_batch):   # forward and backward; gradients meet in the last one
+            loss.backward()
+        add_up(sums, world)                                 # in place, over all processes
+
+One process is not a special case: each of these then does nothing. Gradients are averaged over processes, so a loss
+is divided by what the whole step holds and multiplied by `world.size`.
+"""
+
+import os
+import resource
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from datetime import timedelta
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from gpt.command import UserError
+
+
+class World(NamedTuple):
+    """This process (rank) among `size`, and the device it computes on."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def share(self, items: list) -> list:
+        """Every size-th item, from this process's own: together the processes have each item once."""
+        return items[self.rank::self.size]
+
+
+@contextmanager
+def join(device: str, timeout: timedelta = timedelta(minutes=10)) -> Iterator[World]:
+    """Meet the other processes that torchrun started; without torchrun be alone. Raises UserError for a missing device."""
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    chosen = _device(device, local_rank)
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        yield World(0, 1, chosen)
+        return
+    if os.environ.get("MASTER_ADDR") in ("127.0.0.1", "localhost", "::1"):
+        # gloo would otherwise look for an address of the host name, which a container often cannot resolve
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
+    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timeout)
+    try:
+        yield World(dist.get_rank(), dist.get_world_size(), chosen)
+        dist.barrier()  # none takes its sockets away while another still reads
+    finally:
+        dist.destroy_process_group()
+
+
+def _device(name: str, local_rank: int) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        if not torch.cuda.is_available():
+            raise UserError("--device cuda: torch sees no CUDA device here; use --device cpu")
+        if local_rank >= torch.cuda.device_count():
+            raise UserError(f"--device cuda: process {local_rank} has no device, there are {torch.cuda.device_count()}; "
+                            "start one process per device (--nproc_per_node)")
+        torch.cuda.set_device(local_rank)
+        return torch.device("cuda", local_rank)
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise UserError("--device mps: torch sees no Apple GPU here; use --device cpu")
+    return torch.device(name)
+
+
+def replicate(model: nn.Module, world: World) -> nn.Module:
+    """The same model on every process, its gradients averaged. `model` must be on its device already."""
+    if world.size == 1:
+        return model
+    return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def accumulate(model: nn.Module, last: bool):
+    """Around forward *and* backward of a micro-batch: gradients are exchanged in the last one of a step only."""
+    return model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext()
+
+
+def add_up(values: Tensor, world: World) -> Tensor:
+    """Sum `values` over all processes, in place."""
+    if world.size > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def agree(text: str, world: World) -> str:
+    """The main process's `text` (at most 1,000 bytes of UTF-8), on every process."""
+    if world.size == 1:
+        return text
+    letters = torch.zeros(1000, dtype=torch.uint8, device=world.device)
+    encoded = text.encode()
+    letters[:len(encoded)] = torch.tensor(list(encoded), dtype=torch.uint8)
+    dist.broadcast(letters, src=0)
+    return bytes(letters.tolist()).rstrip(b"\0").decode()
+
+
+def say(line: str, world: World) -> None:
+    """Print, once."""
+    if world.is_main:
+        print(line, flush=True)
+
+
+class StopSignal:
+    """SIGTERM and SIGINT ask for a stop at the end of the step; the second one ends the process at once."""
+
+    def __init__(self):
+        self.came = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame) -> None:
+        self.came = True
+        signal.signal(number, signal.SIG_DFL)
+
+    def on_any(self, world: World) -> bool:
+        """Whether any process was asked to stop: all must leave the loop in the same step."""
+        return bool(add_up(torch.tensor(float(self.came), device=world.device), world))
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most that was allocated on a CUDA device, else the most that this process held."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024

@@ -1,0 +1,213 @@
+"""Text to token ids and back: byte-level BPE with GPT-2's split pattern, over tiktoken.
+
+    Tokenizer.gpt2()                    GPT-2's own vocabulary, by name
+    Tokenizer.load("model/")            any vocab.json + merges.txt, as Hugging Face writes them
+    train_bpe(texts, 1024).save("out/") one of our own, saved in the same two files
+
+A text is first split into words (a word keeps the space before it), each word is turned into its UTF-8 bytes, and then
+neighbouring pieces are joined, always the pair that was learned first, until no known pair is left:
+
+    l o w e r     merges: (l, o)  (lo, w)  (e, r)
+    lo w e r
+    low e r
+    low er
+
+Sennrich et al. 2016 (arXiv 1508.07909); byte-level as in GPT-2 (Radford et al. 2019, section 2.2). Text is text: a
+literal "<|endoftext|>" is encoded as thirteen characters, so that no user text can end an answer.
+"""
+
+import heapq
+import json
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import tiktoken
+
+from gpt.command import UserError, flag, run
+
+END_OF_TEXT = "<|endoftext|>"
+
+# GPT-2's split into words, as OpenAI published it with GPT-2: contractions, letters, digits, other signs, white space.
+SPLIT = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+
+
+def _byte_letters() -> dict[int, str]:
+    """The letter by which vocab.json and merges.txt write each byte: itself if it prints, else one from 256 up."""
+    prints = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [b for b in range(256) if b not in prints]
+    return {b: chr(b) for b in prints} | {b: chr(256 + i) for i, b in enumerate(others)}
+
+
+class Tokenizer:
+    """A byte-level BPE vocabulary. `ids` maps each token's bytes to its id; `merges` are the pairs in learned order.
+
+    Raises UserError where the two do not describe one vocabulary: a byte without an id, a merge whose result has none,
+    or two merges with the same result (tiktoken ranks results, not pairs).
+    """
+
+    def __init__(self, ids: dict[bytes, int], merges: Sequence[tuple[bytes, bytes]], end_of_text: int, where: str = "vocabulary"):
+        self.ids, self.merges, self.end_of_text = ids, merges, end_of_text
+        learned = [left + right for left, right in merges]
+        tokens = [bytes([b]) for b in range(256)] + learned
+        missing = [token for token in tokens if token not in ids]
+        if missing:
+            raise UserError(f"{where}: {len(missing)} tokens have no id, the first is {missing[0]!r}; vocab.json and merges.txt "
+                            "must come from the same byte-level BPE")
+        if len(set(tokens)) < len(tokens):
+            twice = Counter(tokens).most_common(1)[0][0]
+            raise UserError(f"{where}: {twice!r} is the result of two merges; this is no byte-level BPE that can be read here")
+        # tiktoken wants one number to be both the rank of a merge and the id; a vocabulary may number them otherwise.
+        self._id_of_rank = [ids[token] for token in tokens]
+        self._encoding = tiktoken.Encoding("bpe", pat_str=SPLIT, mergeable_ranks={t: i for i, t in enumerate(tokens)},
+                                           special_tokens={})
+        self._bytes_of_id = {i: token for token, i in ids.items()} | {end_of_text: END_OF_TEXT.encode()}
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of ids, end-of-text among them: one more than the largest id."""
+        return max(self._bytes_of_id) + 1
+
+    @classmethod
+    def gpt2(cls) -> "Tokenizer":
+        """GPT-2's vocabulary of 50,257. tiktoken fetches it once and keeps it.
+
+        Raises UserError where it is neither kept nor to be fetched.
+        """
+        try:
+            ranks = tiktoken.get_encoding("gpt2")._mergeable_ranks
+        except Exception as error:  # requests' and urllib3's errors share no base narrower than this
+            raise UserError("GPT-2's vocabulary is not on this machine and could not be downloaded "
+                            f"({type(error).__name__}); connect once, or set TIKTOKEN_CACHE_DIR to a folder that holds "
+                            "tiktoken's files, or use a model folder with vocab.json and merges.txt") from None
+        return cls(ranks, _merges_of(ranks), len(ranks), "GPT-2's vocabulary")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Tokenizer":
+        """The vocabulary of a model folder: `vocab.json` and `merges.txt`. Raises UserError, naming file and line."""
+        folder = Path(folder)
+        byte_of = {letter: b for b, letter in _byte_letters().items()}
+        for name in ("vocab.json", "merges.txt"):
+            if not (folder / name).is_file():
+                raise UserError(f"{folder / name} is missing; a model folder with a vocabulary has vocab.json and merges.txt")
+        try:
+            vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+            end_of_text = vocabulary.pop(END_OF_TEXT)
+            ids = {bytes(byte_of[letter] for letter in token): i for token, i in vocabulary.items()}
+        except KeyError as error:
+            raise UserError(f"{folder / 'vocab.json'}: {error.args[0]!r} is " + ("missing" if error.args[0] == END_OF_TEXT else
+                            "no letter of a byte-level BPE vocabulary such as GPT-2's")) from None
+        except (ValueError, AttributeError) as error:
+            raise UserError(f"{folder / 'vocab.json'} is no JSON object of tokens and ids: {error}") from None
+        merges = []
+        for number, line in enumerate((folder / "merges.txt").read_text(encoding="utf-8").split("\n"), 1):
+            if not line.strip() or number == 1 and line.startswith("#version"):
+                continue
+            pair = line.split(" ")
+            if len(pair) != 2 or not set(line) <= set(byte_of) | {" "}:
+                raise UserError(f"{folder / 'merges.txt'}, line {number}: a merge is two tokens and one space, found {line!r}")
+            merges.append(tuple(bytes(byte_of[letter] for letter in token) for token in pair))
+        return cls(ids, merges, end_of_text, str(folder))
+
+    def save(self, folder: str | Path) -> None:
+        """Write `vocab.json` and `merges.txt`, which `load` and Hugging Face's GPT-2 tokenizers read."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        letter_of = _byte_letters()
+
+        def written(token: bytes) -> str:
+            return "".join(letter_of[b] for b in token)
+
+        vocabulary = {written(token): i for token, i in self.ids.items()} | {END_OF_TEXT: self.end_of_text}
+        in_order = dict(sorted(vocabulary.items(), key=lambda item: item[1]))
+        (folder / "vocab.json").write_text(json.dumps(in_order, ensure_ascii=False), encoding="utf-8")
+        lines = ["#version: 0.2", *(f"{written(left)} {written(right)}" for left, right in self.merges)]
+        (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`, special tokens taken as plain text. No end-of-text is added."""
+        return [self._id_of_rank[rank] for rank in self._encoding.encode_ordinary(text)]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`; bytes that are no UTF-8 become U+FFFD, end-of-text is written out."""
+        return b"".join(self._bytes_of_id[i] for i in ids).decode("utf-8", errors="replace")
+
+
+def _merges_of(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
+    """The merges behind tiktoken's ranks: the last two pieces of each token when only earlier merges are used."""
+    merges = []
+    for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
+        pieces = [bytes([b]) for b in token]
+        while len(pieces) > 2:
+            best = min(range(len(pieces) - 1), key=lambda i: ranks.get(pieces[i] + pieces[i + 1], rank))
+            pieces[best:best + 2] = [pieces[best] + pieces[best + 1]]
+        if len(pieces) == 2:
+            merges.append(tuple(pieces))
+    return merges
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Learn a vocabulary of `vocab_size` ids: 256 bytes, then merges, end-of-text last.
+
+    Each merge joins the pair that is most frequent at that moment; a tie goes to the pair whose bytes come first, so
+    that the result depends on the texts alone. Text with too few pairs gives a smaller vocabulary.
+    Raises UserError for a vocab_size below 257.
+    """
+    import regex  # tiktoken's own dependency: the standard library's re knows no \p{L}
+
+    if vocab_size < 257:
+        raise UserError(f"a vocabulary of {vocab_size} is too small: 256 bytes and end-of-text make 257")
+    counts = Counter(word for text in texts for word in regex.findall(SPLIT, text))
+    words = [[bytes([b]) for b in word.encode()] for word in counts]
+    weights = list(counts.values())
+    frequency, home = Counter(), defaultdict(set)  # of each pair: how often, and in which words
+    for w, pieces in enumerate(words):
+        for pair in zip(pieces, pieces[1:]):
+            frequency[pair] += weights[w]
+            home[pair].add(w)
+    heap = [(-n, pair) for pair, n in frequency.items()]
+    heapq.heapify(heap)
+    merges, known = [], {bytes([b]) for b in range(256)}
+    while heap and len(merges) < vocab_size - 257:
+        n, pair = heapq.heappop(heap)
+        if -n != frequency[pair]:  # an old entry: the pair has lost or won occurrences since
+            continue
+        if -n < 1 or pair[0] + pair[1] in known:  # "a bc" after "ab c": one token has one merge
+            continue
+        merges.append(pair)
+        known.add(pair[0] + pair[1])
+        changed = set()
+        for w in home.pop(pair):
+            before, after = words[w], _joined(words[w], pair)
+            if len(after) == len(before):
+                continue
+            for old in zip(before, before[1:]):
+                frequency[old] -= weights[w]
+                changed.add(old)
+            for new in zip(after, after[1:]):
+                frequency[new] += weights[w]
+                home[new].add(w)
+                changed.add(new)
+            words[w] = after
+        for other in changed - {pair}:
+            if frequency[other] > 0:
+                heapq.heappush(heap, (-frequency[other], other))
+    tokens = [bytes([b]) for b in range(256)] + [left + right for left, right in merges]
+    return Tokenizer({token: i for i, token in enumerate(tokens)}, merges, len(tokens))
+
+
+def _joined(pieces: list[bytes], pair: tuple[bytes, bytes]) -> list[bytes]:
+    """[l, o, w, l, o] and (l, o) -> [lo, w, lo]"""
+    out, i = [], 0
+    while i < len(pieces):
+        if i + 1 < len(pieces) and (pieces[i], pieces[i + 1]) == pair:
+            out.append(pieces[i] + pieces[i + 1])
+            i += 2
+        else:
+            out.append(pieces[i])
+            i += 1
+    return out
