@@ -194,12 +194,12 @@ def _upper(rng):
 
 
 def _sum(rng):
-    a, b = number(rng, 0, 20), number(rng, 0, 20)
+    a, b = number(rng, 0, 30), number(rng, 0, 30)
     return f"{a} + {b}", str(a + b)
 
 
 def _difference(rng):
-    a, b = number(rng, 0, 20), number(rng, 0, 20)
+    a, b = number(rng, 0, 30), number(rng, 0, 30)
     return f"{max(a, b)} - {min(a, b)}", str(abs(a - b))
 
 

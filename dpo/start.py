@@ -42,11 +42,11 @@ class Examples(NamedTuple):
 
 
 def open_examples(path: str, tokenizer: Tokenizer, max_length: int, held_out: float, one_answer: bool,
-                  counted: dict[str, list[int]]) -> tuple[Examples, Examples]:
+                  counted: dict[str, list[int]], may_be_empty: bool = False) -> tuple[Examples, Examples]:
     """(training, held-out) examples of a pairs file; an empty path is the embedded set.
 
     one_answer: the loss is content with `chosen`. `counted` is filled with what was dropped or cut, by reason.
-    Raises UserError for a file that cannot be used.
+    Raises UserError for a file that cannot be used, and unless may_be_empty where nothing is left to train on.
     """
     pairs = read_pairs(path, counted) if path else [pair for pair in embedded_pairs() if not teaches_nothing(pair)]
     single = [pair.row for pair in pairs if pair.rejected is None]
@@ -57,7 +57,7 @@ def open_examples(path: str, tokenizer: Tokenizer, max_length: int, held_out: fl
     for side in split(pairs, held_out):
         encoded = encode(side, tokenizer, max_length, one_answer, counted)
         sides.append(Examples([pair for pair, _ in encoded], [ids for _, ids in encoded]))
-    if not sides[0].ids:
+    if not sides[0].ids and not may_be_empty:
         raise UserError(f"{path or EMBEDDED}: no pair is left to train on after holding out {held_out:g} and fitting "
                         f"{max_length} tokens (--held-out, --max-length)")
     return sides[0], sides[1]

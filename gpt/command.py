@@ -5,20 +5,21 @@ A command is a frozen dataclass whose fields are its flags, and a function of it
     @dataclass(frozen=True)
     class Flags:
         \"\"\"What the command does, in one line.\"\"\"
-        batch: int = flag(64, "pairs per optimizer step", "training")
+        file: str = argument("what to read")
+        batch: int = flag(64, "pairs per optimizer step")
 
-    if __name__ == "__main__":
-        run(main, Flags)                            # --batch 32 becomes Flags(batch=32)
+    run(main, Flags)                                    # FILE --batch 32 becomes Flags(file="FILE", batch=32)
+    run({"build": (build, Build), "check": (check, Check)})     # two commands: the first word chooses
 """
 
 import os
 import sys
 import time
 from argparse import ArgumentParser, BooleanOptionalAction, RawDescriptionHelpFormatter
-from inspect import cleandoc
 from collections.abc import Callable
 from dataclasses import MISSING, field, fields
 from difflib import get_close_matches
+from inspect import cleandoc
 
 
 class UserError(ValueError):
@@ -27,12 +28,17 @@ class UserError(ValueError):
 
 def flag(default=MISSING, help: str = "", group: str = "flags", choices: tuple | None = None):
     """A dataclass field that `parse` turns into a flag. Without a default the flag must be given."""
-    metadata = {"help": help, "group": group, "choices": choices}
-    return field(metadata=metadata) if default is MISSING else field(default=default, metadata=metadata)
+    metadata = {"help": help, "group": group, "how": {"choices": choices}}
+    return field(default=default, metadata=metadata, kw_only=True)
+
+
+def argument(help: str, nargs: str | None = None):
+    """A dataclass field that `parse` reads from the words without a flag; with nargs="+" from one or more of them."""
+    return field(metadata={"help": help, "group": "arguments", "how": {"nargs": nargs}, "positional": True})
 
 
 class _Parser(ArgumentParser):
-    """argparse prints its usage and exits once per process; here a wrong flag is a UserError like any other."""
+    """argparse prints its usage and exits, once per process; here a wrong flag is a UserError like any other."""
 
     def error(self, message: str):
         hint = ""
@@ -40,43 +46,70 @@ class _Parser(ArgumentParser):
             known = [option for action in self._actions for option in action.option_strings]
             close = get_close_matches(message.split()[2].split("=")[0], known, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
-        raise UserError(f"{message}{hint} (python {self.prog} --help lists the flags)")
+        raise UserError(f"{message}{hint} (see python {self.prog} --help)")
 
 
-def parse(cls, argv: list[str] | None = None):
+def parse(cls, argv: list[str] | None = None, program: str | None = None):
     """An instance of the dataclass `cls`, from flags named after its fields: --grad-clip 1.0 sets grad_clip."""
-    parser = _Parser(prog=_program(), description=cleandoc(cls.__doc__), usage="%(prog)s [flags]", allow_abbrev=False,
+    parser = _Parser(prog=program or _program(), description=cleandoc(cls.__doc__), allow_abbrev=False,
                      formatter_class=RawDescriptionHelpFormatter)
+    parser.usage = " ".join(["%(prog)s", *(f.name.upper() for f in fields(cls) if "positional" in f.metadata), "[flags]"])
     groups = {}
     for f in fields(cls):
-        name = f.metadata["group"]
-        group = groups.get(name) or groups.setdefault(name, parser.add_argument_group(name))
-        how = {"action": BooleanOptionalAction} if f.type is bool else {"type": f.type, "choices": f.metadata["choices"]}
-        if f.type is not bool and not f.metadata["choices"]:
-            how["metavar"] = f.type.__name__.upper()
-        help = f.metadata["help"] + ("" if f.default in (MISSING, None, "", False) else f" (default: {f.default})")
-        group.add_argument("--" + f.name.replace("_", "-"), required=f.default is MISSING, help=help.replace("%", "%%"),
-                           default=None if f.default is MISSING else f.default, **how)
+        title = f.metadata["group"]
+        group = groups.get(title) or groups.setdefault(title, parser.add_argument_group(title))
+        shown = "" if f.default in (MISSING, None, "", False) else f" (default: {f.default})"
+        how = {"help": (f.metadata["help"] + shown).replace("%", "%%")} | f.metadata["how"]
+        if "positional" in f.metadata:
+            group.add_argument(f.name, **how)
+            continue
+        how |= {"required": f.default is MISSING, "default": None if f.default is MISSING else f.default}
+        if f.type is bool:
+            how |= {"action": BooleanOptionalAction}
+            del how["choices"]
+        else:
+            how |= {"type": f.type, "metavar": None if how["choices"] else f.type.__name__.upper()}
+        group.add_argument("--" + f.name.replace("_", "-"), **how)
     return cls(**vars(parser.parse_args(argv)))
 
 
 def _program() -> str:
-    path = os.path.relpath(sys.argv[0]) if sys.argv[0] else "-c"
-    return path if not path.startswith("..") else sys.argv[0]
+    path = os.path.relpath(sys.argv[0])
+    return sys.argv[0] if path.startswith("..") else path
 
 
-def run(main: Callable, cls) -> None:
-    """Parse the flags, call `main(flags)`, and leave with its code (None: 0). A UserError is one line and code 2."""
+def run(commands: Callable | dict[str, tuple[Callable, type]], cls: type | None = None) -> None:
+    """Parse the flags, call the command with them, and leave with its code (None: 0). A UserError is one line, code 2."""
     try:
-        code = main(parse(cls))
+        if cls is not None:
+            code = commands(parse(cls))
+        else:
+            code = _chosen(commands)
     except UserError as error:
         _say_once(f"error: {error}")
         code = 2
     except KeyboardInterrupt:
         _say_once("stopped by Ctrl+C")
         code = 130
+    except BrokenPipeError:  # the reader of our output, such as head, has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
     sys.stdout.flush()
     sys.exit(code or 0)
+
+
+def _chosen(commands: dict[str, tuple[Callable, type]]) -> int | None:
+    word, rest = sys.argv[1] if len(sys.argv) > 1 else "", sys.argv[2:]
+    if word in commands:
+        main, cls = commands[word]
+        return main(parse(cls, rest, f"{_program()} {word}"))
+    lines = [f"usage: {_program()} COMMAND [flags]", ""]
+    lines += [f"  {name:12}{cleandoc(cls.__doc__).splitlines()[0]}" for name, (_, cls) in commands.items()]
+    if word in ("-h", "--help"):
+        print("\n".join(lines))
+        return 0
+    raise UserError(f"{f'there is no command {word!r}' if word else 'no command given'}; there are {', '.join(commands)} "
+                    f"(see python {_program()} --help)")
 
 
 def _say_once(line: str) -> None:

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import tiktoken
 
-from gpt.command import UserError, flag, run
+from gpt.command import UserError, argument, flag, run
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -211,3 +211,29 @@ def _joined(pieces: list[bytes], pair: tuple[bytes, bytes]) -> list[bytes]:
             out.append(pieces[i])
             i += 1
     return out
+
+
+@dataclass(frozen=True)
+class Train:
+    """Learn a vocabulary from text files and save it as vocab.json and merges.txt."""
+
+    files: list = argument("UTF-8 text files", nargs="+")
+    vocab_size: int = flag(1024, "ids, 256 bytes and end-of-text among them")
+    out: str = flag(help="folder to write to")
+
+
+def _train(flags: Train) -> None:
+    texts = []
+    for file in flags.files:
+        try:
+            texts.append(Path(file).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{file} cannot be read as UTF-8 text: {error}") from None
+    tokenizer = train_bpe(texts, flags.vocab_size)
+    tokenizer.save(flags.out)
+    characters, tokens = sum(map(len, texts)), sum(len(tokenizer.encode(text)) for text in texts)
+    print(f"{tokenizer.vocab_size} ids in {flags.out}; {characters:,} characters are {tokens:,} tokens")
+
+
+if __name__ == "__main__":
+    run({"train": (_train, Train)})

@@ -1,0 +1,196 @@
+"""What did training change? The start and the trained model on the same held-out pairs and prompts, side by side.
+
+    python dpo/evaluate.py --policy runs/demo
+
+Of every held-out pair: the loss, which answer became likelier, by how much. Of every held-out prompt: the answer that
+both models give, decoded greedily. For the embedded tasks, whose right answers a rule knows: the rates of courteous,
+rude and correct ones, overall and by family, and whether correctness changed, prompt by prompt.
+"""
+
+import math
+import sys
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tqdm import tqdm
+
+from data.pairs import Pair, write_rows
+from data.rules import judge
+from data.tasks import FAMILIES
+from dpo.losses import parse_loss
+from dpo.reference import reference_scores
+from dpo.run_folder import RunFolder
+from dpo.start import EMBEDDED, open_examples, open_model
+from dpo.step import Plan, held_out_metrics
+from gpt import precision
+from gpt.command import UserError, flag, run
+from gpt.generate import generate
+from gpt.model import GPT
+from gpt.parallel import World, join
+from gpt.tokenizer import Tokenizer
+
+MICRO = 64  # pairs per forward pass
+TOGETHER = 256  # prompts answered at once
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Compare a trained model with its start, on held-out pairs and prompts.
+
+    python dpo/evaluate.py --policy runs/demo
+    """
+
+    policy: str = flag(help="run folder or model folder of the trained model")
+    reference: str = flag("", "model or run folder to compare with; empty: what the run's log-ratios were taken against")
+    pairs: str = flag("", "pairs file; empty: what the run was trained on")
+    held_out: float = flag(None, "fraction of the prompts that was held out; unset: as in the run, else 0.1; 1: all of the file")
+    loss: str = flag("", "loss to report; empty: the run's, else dpo")
+    prompts: int = flag(0, "held-out prompts to answer; 0: all")
+    max_new: int = flag(64, "tokens of the longest answer")
+    show: int = flag(6, "samples to print")
+    out: str = flag("", "folder for evaluation.json and samples.jsonl; empty: the run folder, else none is written")
+    device: str = flag("auto", "auto is cuda where there is one, else cpu", choices=("auto", "cpu", "cuda", "mps"))
+
+
+class Answer(NamedTuple):
+    text: str
+    stopped: bool  # by end-of-text, within max_new tokens
+    length: int  # tokens
+
+
+def main(flags: Flags) -> None:
+    trained = RunFolder(flags.policy)
+    used = trained.read_json("run.json")["flags"] if (trained.path / "run.json").exists() else {}
+    loss = parse_loss(flags.loss or used.get("loss", "dpo"), used.get("beta"))
+    policy, tokenizer = open_model(flags.policy)
+    reference, _ = open_model(flags.reference or used.get("reference") or used.get("init", ""), used.get("seed", 0))
+    if reference.config.vocab_size != policy.config.vocab_size:
+        raise UserError(f"the two models have different vocabularies ({policy.config.vocab_size} and {reference.config.vocab_size} ids)")
+    fraction = flags.held_out if flags.held_out is not None else used.get("held_out", 0.1)
+    file = flags.pairs or used.get("pairs", "")
+    length = used.get("max_length") or min(policy.config.n_positions, reference.config.n_positions)
+    _, held_out = open_examples(file, tokenizer, length, fraction, not loss.needs_rejected, {}, may_be_empty=True)
+    if not held_out.pairs:
+        raise UserError(f"{file or EMBEDDED}: no pair is held out at --held-out {fraction:g}")
+
+    with join(flags.device) as world:
+        margins = pair_metrics(policy, reference, held_out, loss, world)
+        prompts = {pair.prompt: pair for pair in held_out.pairs}  # a prompt with several pairs is answered once
+        chosen = list(prompts.values())[:flags.prompts or None]
+        answers = {name: answer(model.to(world.device), tokenizer, chosen, flags.max_new, f"answers {name}")
+                   for name, model in (("before", reference), ("after", policy))}
+    report = {name: margins[name] | rates(chosen, given) for name, given in answers.items()}
+    report["difference"] = differences(chosen, answers["before"], answers["after"])
+    report["loss"] = str(loss)
+    print(table(report, len(chosen)))
+    print(side_by_side(chosen, answers, flags.show))
+    if flags.out or used:
+        folder = RunFolder(flags.out or flags.policy)
+        folder.write_json("evaluation.json", report)
+        write_rows(folder.path / "samples.jsonl", [
+            {"prompt": pair.prompt, "before": before.text, "after": after.text, "chosen": pair.chosen, "rejected": pair.rejected}
+            for pair, before, after in zip(chosen, answers["before"], answers["after"])])
+        print(f"\nwritten to {folder.path / 'evaluation.json'} and samples.jsonl")
+
+
+def pair_metrics(policy: GPT, reference: GPT, held_out, loss, world: World) -> dict[str, dict[str, float]]:
+    """{"before", "after"}: loss, accuracy and margin (beta included) of the held-out pairs against the reference."""
+    autocast = partial(precision.autocast, "fp32", world.device)
+    plan = Plan(loss, MICRO, autocast, world)
+    said = reference_scores(reference.to(world.device), held_out.ids, list(range(len(held_out.ids))), MICRO, autocast, world)
+    found = {}
+    for name, model in (("before", reference), ("after", policy)):
+        line = held_out_metrics(model.to(world.device), held_out, said, plan)
+        found[name] = {short: line[long] for short, long in SHOWN.items() if long in line}
+    return found
+
+
+SHOWN = {"loss": "loss", "accuracy": "rewards/accuracies", "margin": "rewards/margins"}
+
+
+def answer(model: GPT, tokenizer: Tokenizer, pairs: list[Pair], max_new: int, title: str) -> list[Answer]:
+    """The model's greedy answer to each pair's prompt. A prompt too long for the context loses its beginning."""
+    room = model.config.n_positions - max_new
+    if room < 1:
+        raise UserError(f"--max-new is {max_new}, but the model's context is {model.config.n_positions}")
+    ids = [tokenizer.encode(pair.prompt)[-room:] or [tokenizer.end_of_text] for pair in pairs]
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # like lengths together: little padding
+    found: dict[int, Answer] = {}
+    for start in tqdm(range(0, len(order), TOGETHER), desc=title, unit="batch", leave=False, delay=1):
+        some = order[start:start + TOGETHER]
+        for i, new in zip(some, generate(model.eval(), [ids[i] for i in some], max_new, tokenizer.end_of_text)):
+            stopped = new[-1] == tokenizer.end_of_text
+            found[i] = Answer(tokenizer.decode(new[:-1] if stopped else new), stopped, len(new))
+    return [found[i] for i in range(len(ids))]
+
+
+def is_task(pair: Pair) -> bool:
+    """Whether a rule knows the right answer."""
+    return pair.family in FAMILIES and pair.output is not None
+
+
+def is_correct(pair: Pair, given: Answer) -> bool:
+    """The plain answer, or it and one known phrase of style, and then end-of-text."""
+    return given.stopped and judge(given.text, pair.output).correct
+
+
+def rates(pairs: list[Pair], answers: list[Answer]) -> dict:
+    """Mean length and the rate of stopped answers; for tasks the rates of courteous, rude and correct ones too."""
+    found = {"stopped": fmean(a.stopped for a in answers), "length": fmean(a.length for a in answers), "prompts": len(answers)}
+    tasks = [(pair, given) for pair, given in zip(pairs, answers) if is_task(pair)]
+    if tasks:
+        verdicts = [judge(given.text, pair.output) for pair, given in tasks]
+        found |= {"courteous": fmean(v.courteous for v in verdicts), "rude": fmean(v.rude for v in verdicts),
+                  "correct": fmean(is_correct(*task) for task in tasks)}
+        families = sorted({pair.family for pair, _ in tasks})
+        found["correct by family"] = {name: fmean(is_correct(p, a) for p, a in tasks if p.family == name) for name in families}
+    return found
+
+
+def differences(pairs: list[Pair], before: list[Answer], after: list[Answer]) -> dict:
+    """Correct after minus correct before, prompt by prompt: the mean and its standard error. {} without tasks."""
+    changes = [is_correct(p, a) - is_correct(p, b) for p, b, a in zip(pairs, before, after) if is_task(p)]
+    if len(changes) < 2:
+        return {}
+    return {"correct": fmean(changes), "standard error": stdev(changes) / math.sqrt(len(changes)),
+            "became correct": changes.count(1), "became wrong": changes.count(-1)}
+
+
+def table(report: dict, prompts: int) -> str:
+    before, after = report["before"], report["after"]
+    lines = [f"\n{prompts:,} held-out prompts, greedy      before   after"]
+    for name in ("courteous", "rude", "correct", "stopped", "length", "loss", "accuracy", "margin"):
+        if name in after:
+            lines.append(f"{name:12}{NOTES[name]:24}{before[name]:7.3f} {after[name]:7.3f}")
+    if report["difference"]:
+        d = report["difference"]
+        lines.append(f"\ncorrect changed by {d['correct']:+.3f}, standard error {d['standard error']:.3f}: "
+                     f"{d['became correct']} prompts became correct, {d['became wrong']} wrong")
+        lines.append("\ncorrect by family" + "".join(
+            f"\n{name:36}{before['correct by family'][name]:7.3f} {rate:7.3f}" for name, rate in after["correct by family"].items()))
+    return "\n".join(lines)
+
+
+NOTES = {"courteous": "answers", "rude": "answers", "correct": "answers, and stopped", "stopped": "by end-of-text",
+         "length": "tokens of an answer", "loss": "of held-out pairs", "accuracy": "pairs, a tie is half",
+         "margin": "beta x log-ratio"}
+
+
+def side_by_side(pairs: list[Pair], answers: dict[str, list[Answer]], count: int) -> str:
+    """`count` prompts from all over the list, each with what the start and the trained model answer."""
+    step = max(1, len(pairs) // max(count, 1))
+    blocks = []
+    for i in range(0, len(pairs), step)[:count]:
+        task = pairs[i].prompt.removesuffix("\n\n### Response:\n").split("### Instruction:\n")[-1]
+        blocks.append("\n".join(["", " ".join(task.replace("### Input:", "|").split()),
+                                 *(f"  {name:8}{answers[name][i].text!r}" for name in ("before", "after"))]))
+    return "\n".join(blocks)
+
+
+if __name__ == "__main__":
+    run(main, Flags)
