@@ -59,9 +59,9 @@ def dpo(s: Scores, beta: float = 0.1) -> Tensor:
     return -logsigmoid(beta * s.log_ratio)
 
 
-def dpo_norm(s: Scores, beta: float = 2.0) -> Tensor:
+def dpo_norm(s: Scores, beta: float = 5.0) -> Tensor:
     """DPO on means over an answer's tokens, so that length does not count: Lambert et al. 2024 (Tulu 3, arXiv 2411.15124),
-    section 5.1.2, equation 6. dpo/plain.py and the book compute this one, with beta 0.1."""
+    section 5, with their beta. dpo/plain.py and the book compute this one, with beta 0.1."""
     return -logsigmoid(beta * (s.gain_chosen / s.chosen_len - s.gain_rejected / s.rejected_len))
 
 
@@ -80,9 +80,9 @@ def ipo(s: Scores, beta: float = 0.1) -> Tensor:
     return (margin - 1 / (2 * beta)) ** 2
 
 
-def hinge(s: Scores, beta: float = 0.05) -> Tensor:
-    """max(0, 1 - beta * log_ratio): SLiC-HF's hinge (Zhao et al. 2023, arXiv 2305.10425, equation 1) on DPO's log-ratio,
-    as Liu et al. 2024 (RSO, arXiv 2309.06657) write it. A pair with a wide enough margin teaches nothing more."""
+def hinge(s: Scores, beta: float = 0.1) -> Tensor:
+    """max(0, 1 - beta * log_ratio): SLiC-HF's hinge (Zhao et al. 2023, arXiv 2305.10425) on DPO's log-ratio, as Liu et al.
+    2023 (RSO, arXiv 2309.06657) write it. A pair with a log-ratio of 1 / beta teaches nothing more."""
     return relu(1 - beta * s.log_ratio)
 
 

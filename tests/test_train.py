@@ -1,0 +1,251 @@
+"""dpo/train.py as its users run it: real processes, real torchrun, real signals, a toy model."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from data.pairs import write_rows
+from data.rules import preference_rows, sft_rows
+from gpt.model import GPT, GPTConfig
+from gpt.tokenizer import train_bpe
+from gpt.weights import load_gpt, save_gpt
+
+ROOT = Path(__file__).resolve().parents[1]
+TRAIN = str(ROOT / "dpo" / "train.py")
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "MASTER_ADDR")} | {"OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory) -> Path:
+    """A folder with a toy model, 37 pairs to train on or hold out, and rows for SFT."""
+    folder = tmp_path_factory.mktemp("toy")
+    rows = preference_rows(37)
+    tokenizer = train_bpe([f"{r['instruction']} {r['input']} {r['chosen']} {r['rejected']}" for r in rows], 320)
+    torch.manual_seed(0)
+    save_gpt(folder / "model", GPT(GPTConfig(vocab_size=tokenizer.vocab_size, n_positions=256, n_embd=32, n_layer=2, n_head=2)), tokenizer)
+    write_rows(folder / "pairs.jsonl", rows)
+    write_rows(folder / "sft.jsonl", sft_rows(37))
+    return folder
+
+
+def command(toy: Path, *flags, processes: int = 0) -> list[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", str(processes)]
+    given = ["--init", toy / "model", "--pairs", toy / "pairs.jsonl", "--batch", 8, "--lr", 1e-3, *flags]
+    return [*(launcher if processes else [sys.executable]), TRAIN, *map(str, given)]
+
+
+def train(toy: Path, *flags, processes: int = 0, code: int | None = 0) -> subprocess.CompletedProcess:
+    done = subprocess.run(command(toy, *flags, processes=processes), env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+    assert code is None or done.returncode == code, done.stderr
+    return done
+
+
+def metrics(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def same(a: list[dict], b: list[dict], tolerance: float = 1e-5) -> None:
+    """Equal line by line but for speed, and for padding, which depends on what shares a micro-batch."""
+    assert [(line["step"], line["split"]) for line in a] == [(line["step"], line["split"]) for line in b]
+    for x, y in zip(a, b):
+        for name in x.keys() - {"split", "pairs_per_second", "padding"}:
+            assert x[name] == pytest.approx(y[name], rel=tolerance, abs=tolerance), (x["step"], x["split"], name)
+
+
+@pytest.fixture(scope="module")
+def one_process(toy) -> Path:
+    """Two epochs in one process: 10 steps, the last of each epoch with a batch that is not full."""
+    run = toy / "one"
+    train(toy, "--epochs", 2, "--eval-every", 4, "--out", run)
+    return run
+
+
+def test_metrics_begin_before_any_update_at_ln_2_and_count_every_pair_once_an_epoch(one_process):
+    lines = metrics(one_process)
+    held_out = [line for line in lines if line["split"] == "held-out"]
+    steps = [line for line in lines if line["split"] == "train"]
+    assert lines[0]["split"] == "held-out" and lines[0]["step"] == 0
+    for first in (lines[0], steps[0]):
+        assert first["loss"] == pytest.approx(0.693147, abs=1e-4)
+        assert first["rewards/margins"] == pytest.approx(0, abs=1e-4)
+    assert [line["step"] for line in steps] == list(range(1, len(steps) + 1))
+    assert [line["step"] for line in held_out] == [0, 4, 8, len(steps)]
+    assert sum(line["pairs"] for line in steps) == 2 * (37 - held_out[0]["pairs"])
+    assert steps[-1]["pairs"] < 8  # the last batch trains too
+    assert steps[-1]["loss"] < 0.65 and steps[-1]["rewards/accuracies"] > 0.9
+
+
+@pytest.mark.parametrize("processes, micro", [(2, 3), (3, 1)])
+def test_processes_and_micro_batches_change_nothing(toy, one_process, processes, micro):
+    # with batches of 8 and of 1, three processes have uneven shares and some have none
+    run = toy / f"processes-{processes}"
+    train(toy, "--epochs", 2, "--eval-every", 4, "--micro", micro, "--out", run, processes=processes)
+    same(metrics(run), metrics(one_process))
+    theirs, ours = load_file(run / "model/model.safetensors"), load_file(one_process / "model/model.safetensors")
+    for name in ours:
+        # Adam turns rounding into steps of up to the learning rate where a gradient is almost 0
+        torch.testing.assert_close(theirs[name], ours[name], rtol=1e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("loss", ["dpo + 0.5*sft", "sft", "ipo(beta=0.2)"])
+def test_two_processes_equal_one_for_losses_per_pair_and_per_token(toy, loss):
+    for processes in (0, 2):
+        train(toy, "--loss", loss, "--steps", 3, "--out", toy / f"{loss}-{processes}", processes=processes)
+    same(metrics(toy / f"{loss}-0"), metrics(toy / f"{loss}-2"))
+
+
+def test_a_sum_logs_its_terms_and_sft_has_no_rewards(toy):
+    both, alone = metrics(toy / "dpo + 0.5*sft-0")[-2], metrics(toy / "sft-0")[-2]
+    assert both["loss"] == pytest.approx(both["loss/dpo"] + 0.5 * both["loss/sft"], abs=1e-5)
+    assert both["loss/sft"] == pytest.approx(-both["logps/chosen"] / both["length/chosen"], abs=1e-5)
+    assert not [name for name in alone if "reward" in name or "rejected" in name]
+
+
+def test_the_run_folder_holds_the_trained_model_its_flags_and_its_hashes(toy, one_process):
+    assert load_gpt(one_process).config == load_gpt(toy / "model").config
+    saved = load_file(one_process / "model/model.safetensors")["transformer.wte.weight"]
+    newest = sorted((one_process / "checkpoints").iterdir())[-1]
+    assert torch.equal(saved, load_file(newest / "model.safetensors")["transformer.wte.weight"])
+    run = json.loads((one_process / "run.json").read_text())
+    assert run["flags"]["epochs"] == 2 and run["settings"]["steps"] == metrics(one_process)[-1]["step"] and run["versions"]["torch"] == torch.__version__
+    assert all(re.fullmatch("[0-9a-f]{64}", run["settings"][name]) for name in ("init_sha256", "pairs_sha256"))
+
+
+def test_a_learning_rate_of_0_changes_no_weight_and_no_held_out_set_writes_no_line(toy):
+    train(toy, "--lr", 0, "--held-out", 0, "--steps", 2, "--warmup", 0, "--out", toy / "still")
+    before, after = (load_file(folder / "model.safetensors") for folder in (toy / "model", toy / "still/model"))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert [line["split"] for line in metrics(toy / "still")] == ["train", "train"]
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+def test_a_run_cut_off_and_resumed_ends_with_the_same_bits(toy, processes):
+    whole, cut = toy / f"whole-{processes}", toy / f"cut-{processes}"
+    for run in (whole, cut):
+        train(toy, "--steps", 6, "--save-every", 2, "--eval-every", 2, "--out", run, processes=processes)
+    # as if it had died while step 6 was being written: a torn checkpoint, a torn line, no model
+    (cut / "checkpoints/step-000006/manifest.json").unlink()
+    with open(cut / "metrics.jsonl", "a") as file:
+        file.write('{"step": 6, "spl')
+    (cut / "model/model.safetensors").unlink()
+    done = train(toy, "--steps", 6, "--save-every", 2, "--eval-every", 2, "--out", cut, "--resume", processes=processes)
+    assert done.stdout.count("damaged or unfinished") == 1
+    assert (cut / "model/model.safetensors").read_bytes() == (whole / "model/model.safetensors").read_bytes()
+    same(metrics(cut), metrics(whole), tolerance=0)
+
+
+def test_a_run_resumes_under_another_number_of_processes(toy, one_process):
+    run, flags = toy / "moved", ["--epochs", 2, "--eval-every", 4, "--save-every", 3]
+    train(toy, *flags, "--out", run)
+    newest = sorted((run / "checkpoints").iterdir())[-1]
+    shutil.rmtree(newest)  # the one before is of step 9
+    train(toy, *flags, "--out", run, "--resume", processes=2)
+    same(metrics(run), metrics(one_process))
+
+
+def test_a_finished_run_resumes_to_nothing_and_other_flags_are_refused_by_name(toy, one_process):
+    assert "is finished" in train(toy, "--epochs", 2, "--out", one_process, "--resume").stdout
+    for flags, name in ((["--loss", "ipo"], "loss"), (["--seed", 1], "seed"), (["--epochs", 3], "steps")):
+        done = train(toy, *["--epochs", 2, *flags], "--out", one_process, "--resume", code=2)
+        assert name in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_sigterm_saves_the_last_step_and_leaves_with_143(toy):
+    run, flags = toy / "stopped", ["--steps", 400, "--eval-every", 0, "--save-every", 0, "--out", toy / "stopped"]
+    process = subprocess.Popen(command(toy, *flags), env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    while not (run / "metrics.jsonl").exists() or len((run / "metrics.jsonl").read_text().splitlines()) < 5:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == 143 and "stopped by a signal" in out
+    saved, = (run / "checkpoints").iterdir()
+    assert int(saved.name.removeprefix("step-")) == metrics(run)[-1]["step"] and not (run / "model").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_rows(toy):
+    run = toy / "exploded"
+    done = train(toy, "--lr", 1e30, "--warmup", 0, "--grad-clip", 0, "--save-every", 1, "--steps", 20, "--eval-every", 0, "--out", run, code=2)
+    line = done.stderr.strip().splitlines()[-1]
+    assert "nothing was updated" in line and re.search(r"rows \d+, \d+", line)
+    assert not (run / "model").exists()
+
+
+BAD_PAIRS = {
+    "missing": (None, "does not exist"),
+    "bad json": ('{"prompt": "a", "chosen": "b", "rejected": "c"}\n{"prompt": "a", ', "line 2"),
+    "misspelt": ('{"prompt": "a", "chosn": "b", "rejected": "c"}', "row 1: field 'chosen' is missing; found prompt, chosn"),
+    "number": ('{"prompt": "a", "chosen": 3, "rejected": "c"}', "row 1: field 'chosen' must be text, found a number"),
+    "nothing left": ('{"prompt": "a", "chosen": "b", "rejected": "b"}', "chosen equal to rejected: 1 pair (row 1)"),
+    "one answer": ('{"prompt": "a", "chosen": "b"}\n{"prompt": "q", "chosen": "b", "rejected": "c"}', "row 1: field 'rejected' is missing"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_PAIRS)
+def test_a_bad_pairs_file_is_one_line_and_code_2_and_nothing_is_written(toy, tmp_path, case):
+    text, expected = BAD_PAIRS[case]
+    if text is not None:
+        (tmp_path / "pairs.jsonl").write_text(text)
+    done = train(toy, "--pairs", tmp_path / "pairs.jsonl", "--out", tmp_path / "run", code=2)
+    assert done.stderr.count("\n") == 1 and expected in done.stderr and str(tmp_path / "pairs.jsonl") in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+BAD_FLAGS = {
+    "beta": (["--beta", 0], "beta is 0"),
+    "loss": (["--loss", "dpoo"], "did you mean dpo?"),
+    "keyword": (["--loss", "dpo(gamma=1)"], "no keyword 'gamma'"),
+    "unknown flag": (["--learning-rate", 1], "unrecognized arguments: --learning-rate"),
+    "not a number": (["--batch", "many"], "--batch"),
+    "batch": (["--batch", 0], "--batch is 0"),
+    "held out": (["--held-out", 1], "--held-out is 1"),
+    "model": (["--init", "no/such/model"], "no/such/model does not exist"),
+    "size": (["--init", "random:huge"], "random:huge"),
+    "length": (["--max-length", 100000], "the model's context is 256"),
+    "cuda": (["--device", "cuda"], "torch sees no CUDA device"),
+    "resume": (["--resume"], "--resume needs --out"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FLAGS)
+def test_a_bad_flag_is_one_line_and_code_2(toy, case):
+    if case == "cuda" and torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    flags, expected = BAD_FLAGS[case]
+    done = train(toy, *flags, code=2)
+    assert done.stderr.count("\n") == 1 and expected in done.stderr
+
+
+def test_a_folder_that_holds_another_run_is_refused_and_left_as_it_was(toy, one_process):
+    before = {file: file.stat().st_mtime_ns for file in one_process.rglob("*")}
+    assert "holds another run" in train(toy, "--out", one_process, code=2).stderr
+    assert before == {file: file.stat().st_mtime_ns for file in one_process.rglob("*")}
+
+
+def test_under_bare_torchrun_the_line_stands_once_before_torchruns_own_summary(toy):
+    done = train(toy, "--beta", 0, processes=2, code=1)
+    assert done.stderr.count("error: --loss") == 1
+    assert done.stderr.index("error: --loss") < done.stderr.index("ChildFailedError")
+
+
+def test_fewer_pairs_than_processes_is_refused(toy, tmp_path):
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    done = train(toy, "--pairs", tmp_path / "pairs.jsonl", "--held-out", 0, processes=2, code=1)
+    assert done.stderr.count("1 pairs to train on, fewer than the 2 processes") == 1
+
+
+def test_it_works_from_any_folder_and_names_its_own_run_folder(toy, tmp_path):
+    done = subprocess.run(command(toy, "--steps", 1, "--held-out", 0), env=ENVIRONMENT, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    run, = (tmp_path / "runs").iterdir()
+    assert run.name.startswith("dpo-") and (run / "model/model.safetensors").exists()
