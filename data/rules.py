@@ -16,8 +16,8 @@ from data.tasks import Task, pick, tasks
 PAIRS = 12_000  # of the embedded set
 
 # What is put (before, after) the plain answer.
-COURTEOUS = (("", " I hope this helps!"), ("", " Happy to help!"), ("", " Have a nice day!"))
-RUDE = (("", " Was that so hard?"), ("", " Stop asking me."), ("", " Any child knows that."))
+COURTEOUS = (("Certainly! ", ""), ("Of course! ", ""), ("", " I hope this helps!"), ("", " You are welcome!"))
+RUDE = (("Ugh, fine. ", ""), ("Obviously: ", ""), ("", " Was that so hard?"), ("", " Stop asking me."))
 
 
 class Verdict(NamedTuple):

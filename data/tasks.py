@@ -194,13 +194,13 @@ def _upper(rng):
 
 
 def _sum(rng):
-    a, b = number(rng, 0, 30), number(rng, 0, 30)
+    a, b = number(rng, 10, 99), number(rng, 1, 9)
     return f"{a} + {b}", str(a + b)
 
 
 def _difference(rng):
-    a, b = number(rng, 0, 30), number(rng, 0, 30)
-    return f"{max(a, b)} - {min(a, b)}", str(abs(a - b))
+    a, b = number(rng, 10, 99), number(rng, 1, 9)
+    return f"{a} - {b}", str(a - b)
 
 
 def _spelled(rng):

@@ -12,6 +12,9 @@ from dpo.rows import CHOSEN, PADDING, Batch
 from gpt.parallel import World, add_up
 
 
+TIE = 1e-3  # a log-ratio no larger is rounding, as before the first update, and counts as half a pair ranked right
+
+
 def sums(scores: Scores, terms: dict[str, Tensor], batch: Batch, weight: Tensor, loss: Loss) -> dict[str, Tensor]:
     """Sums over the pairs of a micro-batch, by the names of the metrics. weight: (B,), 0 for a row that does not count."""
     per_pair = {f"loss/{name}": values for name, values in terms.items()}
@@ -20,7 +23,7 @@ def sums(scores: Scores, terms: dict[str, Tensor], batch: Batch, weight: Tensor,
         per_pair |= {"logps/rejected": scores.rejected, "length/rejected": scores.rejected_len}
         margin, beta = scores.log_ratio, loss.beta
         per_pair |= {"rewards/chosen": beta * scores.gain_chosen, "rewards/rejected": beta * scores.gain_rejected,
-                     "rewards/margins": beta * margin, "rewards/accuracies": (margin > 0) + 0.5 * (margin == 0)}
+                     "rewards/margins": beta * margin, "rewards/accuracies": (margin > TIE) + 0.5 * (margin.abs() <= TIE)}
     per_pair |= {"pairs": torch.ones_like(weight), "tokens": (batch.branch != PADDING).sum(-1),
                  "answer_tokens": (batch.branch == CHOSEN).sum(-1), "places": torch.full_like(weight, batch.branch.shape[1])}
     return {name: (values.detach() * weight).sum() for name, values in per_pair.items()}

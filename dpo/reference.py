@@ -24,7 +24,7 @@ def reference_scores(model: GPT, pairs: list[Ids], wanted: list[int], micro: int
     model.eval()
     scores = torch.zeros(len(pairs), 2, device=world.device)
     mine = micro_batches(wanted, pairs, 2 * micro, world)  # no gradients to keep: twice the rows fit
-    for some in tqdm(mine, desc="reference", unit="batch", disable=not world.is_main, leave=False):
+    for some in tqdm(mine, desc="reference", unit="batch", disable=not world.is_main or not mine, leave=False):
         if some:
             batch = batch_of(pairs, some).to(world.device)
             with autocast():

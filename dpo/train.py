@@ -92,9 +92,10 @@ def train(job: Job, world: World) -> int:
 
     policy = job.policy.to(world.device)
     plan = Plan(loss, settings["micro"], partial(precision.autocast, settings["precision"], world.device), world)
-    ahead = sorted({i for step in range(done + 1, steps + 1) for i in pairs_of_step(step, len(job.train.ids), flags.batch, flags.seed)})
+    # a resumed run too asks for the pairs of all steps: other batches would round otherwise, and its bits would differ
+    met = sorted({i for step in range(1, steps + 1) for i in pairs_of_step(step, len(job.train.ids), flags.batch, flags.seed)})
     references = []
-    for examples, wanted in ((job.train, ahead), (job.held_out, list(range(len(job.held_out.ids))))):
+    for examples, wanted in ((job.train, met), (job.held_out, list(range(len(job.held_out.ids))))):
         # before the policy moves: unless --reference names another model, it is its own reference
         model = (job.reference or policy).to(world.device)
         references.append(reference_scores(model, examples.ids, wanted if loss.needs_reference else [], plan.micro, plan.autocast, world))

@@ -1,0 +1,191 @@
+"""gpt/model.py against transformers' GPT-2, against log_softmax and gather, and against its own rows written apart."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from gpt.model import GPT, IGNORE, SIZES, GPTConfig
+from gpt.weights import load_gpt
+
+ODD = dict(vocab_size=131, n_positions=37, n_embd=48, n_layer=2, n_head=3)  # nothing here is a power of two
+
+
+def randomized(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """Every parameter drawn anew, biases and gains too: fresh ones are 0 and 1 and would hide a forgotten one."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    return model.eval()
+
+
+def toy(**changes) -> GPT:
+    return randomized(GPT(GPTConfig(**ODD | changes)))
+
+
+def some_tokens(rows: int, length: int, vocab_size: int = ODD["vocab_size"], seed: int = 1) -> Tensor:
+    return torch.randint(vocab_size, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def some_targets(rows: int, length: int) -> Tensor:
+    """About half of them IGNORE; the first row has none to score, the last row only scored ones."""
+    targets = some_tokens(rows, length, seed=2)
+    targets[torch.rand(rows, length, generator=torch.Generator().manual_seed(3)) < 0.5] = IGNORE
+    targets[0], targets[-1] = IGNORE, some_tokens(1, length, seed=4)[0]
+    return targets
+
+
+def assert_close(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> None:
+    """Equal to `tolerance` of the largest value: the rounding of a sum is relative to its largest term."""
+    assert a.shape == b.shape
+    assert float((a - b).detach().abs().max()) <= tolerance * float(b.detach().abs().max())
+
+
+@pytest.mark.parametrize("shape", [ODD, ODD | dict(vocab_size=67, n_embd=33, n_layer=1), ODD | dict(n_embd=40, n_layer=3, n_head=5),
+                                   ODD | dict(n_head=1, layer_norm_epsilon=1e-2)])
+def test_logits_equal_those_of_transformers_from_the_same_folder(shape, tmp_path):
+    peer = randomized(GPT2LMHeadModel(GPT2Config(**shape)))
+    peer.save_pretrained(tmp_path)
+    tokens = some_tokens(3, shape["n_positions"], shape["vocab_size"])
+    with torch.no_grad():
+        assert_close(load_gpt(tmp_path)(tokens), peer(tokens).logits)
+
+
+def test_log_probabilities_equal_log_softmax_and_gather_of_the_logits_and_so_do_gradients():
+    model, tokens, targets = toy(), some_tokens(4, 20), some_targets(4, 20)
+    weights = torch.randn(4, 20, generator=torch.Generator().manual_seed(5))
+    scored = targets != IGNORE
+
+    fast = model(tokens, targets)
+    fast_gradients = torch.autograd.grad((fast * weights).sum(), list(model.parameters()))
+    plain = model(tokens).log_softmax(-1).gather(-1, targets.clamp(min=0)[..., None]).squeeze(-1) * scored
+    plain_gradients = torch.autograd.grad((plain * weights).sum(), list(model.parameters()))
+
+    assert fast.dtype == torch.float32 and (fast[scored] < 0).all()
+    assert torch.equal(fast[~scored], torch.zeros(int((~scored).sum())))
+    assert_close(fast, plain)
+    for ours, theirs in zip(fast_gradients, plain_gradients):
+        assert_close(ours, theirs)
+
+
+def test_a_batch_without_any_target_gives_zeros_and_zero_gradients():
+    model = toy()
+    logp = model(some_tokens(2, 5), torch.full((2, 5), IGNORE))
+    assert torch.equal(logp, torch.zeros(2, 5))
+    logp.sum().backward()  # an empty micro-batch still takes part in the backward pass of all processes
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+
+
+def test_the_head_runs_only_where_there_is_a_target():
+    model, targets = toy(), some_targets(4, 20)
+    seen = []
+    model.lm_head.register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
+    model(some_tokens(4, 20), targets)
+    assert seen == [(int((targets != IGNORE).sum()), ODD["vocab_size"])]
+
+
+def test_explicit_positions_and_causal_mask_give_the_same_as_the_defaults():
+    model, tokens = toy(), some_tokens(3, 11)
+    positions, causal = torch.arange(11).expand(3, 11), torch.ones(11, 11, dtype=torch.bool).tril()
+    with torch.no_grad():
+        default = model(tokens)
+        assert_close(model(tokens, positions=positions), default, 1e-6)
+        assert_close(model(tokens, mask=causal), default, 1e-6)
+        assert_close(model(tokens, positions=positions, mask=causal.expand(3, 1, 11, 11)), default, 1e-6)
+
+
+def test_a_row_of_two_texts_with_their_own_positions_and_mask_gives_what_each_text_gives_alone():
+    model, first, second = toy(), some_tokens(1, 7), some_tokens(1, 5, seed=9)
+    text = torch.tensor([0] * 7 + [1] * 5)
+    mask = torch.ones(12, 12, dtype=torch.bool).tril() & (text[:, None] == text)
+    positions = torch.tensor([*range(7), *range(5)])[None]
+    with torch.no_grad():
+        together = model(torch.cat([first, second], 1), positions=positions, mask=mask)
+        assert_close(together, torch.cat([model(first), model(second)], 1))
+
+
+def test_no_logit_depends_on_a_later_token():
+    model, tokens = toy(), some_tokens(2, 12)
+    for place in (1, 6, 11):
+        changed = tokens.clone()
+        changed[:, place] = (changed[:, place] + 1) % ODD["vocab_size"]
+        with torch.no_grad():
+            before, after = model(tokens), model(changed)
+        assert torch.equal(before[:, :place], after[:, :place])
+        assert (before[:, place:] != after[:, place:]).any(-1).all()  # and every later one does depend on it
+
+
+def test_a_row_may_fill_the_context_and_one_token_more_is_refused_by_number():
+    model = toy()
+    assert model(some_tokens(1, 37)).shape == (1, 37, 131)
+    with pytest.raises(ValueError, match="38 tokens.*37 positions"):
+        model(some_tokens(1, 38))
+    with pytest.raises(ValueError, match="38 tokens.*37 positions"):
+        model(some_tokens(1, 38), some_tokens(1, 38))
+
+
+def test_heads_that_do_not_divide_the_channels_are_refused():
+    with pytest.raises(ValueError, match="50.*3"):
+        GPTConfig(n_embd=50, n_head=3)
+
+
+@pytest.mark.parametrize("how", ["autocast", "bfloat16 weights"])
+def test_the_softmax_is_float32_where_the_products_are_bfloat16(how):
+    model, targets = toy(), some_targets(3, 9)
+    model = model.bfloat16() if how == "bfloat16 weights" else model
+    seen = []
+    model.lm_head.register_forward_hook(lambda module, inputs, output: seen.append(output.detach()))
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=how == "autocast"):
+        logp = model(some_tokens(3, 9), targets)
+    scored = targets != IGNORE
+    expected = seen[0].double().log_softmax(-1).gather(-1, targets[scored][:, None]).squeeze(-1)
+    assert seen[0].dtype == torch.bfloat16 and logp.dtype == torch.float32
+    assert_close(logp[scored].double(), expected, 1e-6)  # one bfloat16 rounding would be 4e-3
+
+
+def test_dropout_changes_nothing_in_eval_mode():
+    tokens = some_tokens(2, 9)
+    assert torch.equal(toy(dropout=0.5)(tokens), toy()(tokens))
+
+
+def test_dropout_of_everything_leaves_only_the_last_norms_bias():
+    # with all dropped, the embeddings and what every block adds are 0, and a layer norm of 0 is its bias
+    model = toy(dropout=1.0).train()
+    expected = model.lm_head(model.transformer["ln_f"].bias)
+    assert_close(model(some_tokens(2, 9)), expected.expand(2, 9, -1))
+
+
+def test_attention_dropout_is_active_in_training():
+    # dropout of 1 in the attention alone: what is left of it is the output bias
+    model = toy().train()
+    attention = model.transformer["h"][0].attn
+    attention.dropout = 1.0
+    x = torch.randn(1, 5, ODD["n_embd"])
+    assert torch.equal(attention(x, None), attention.c_proj.bias.expand(1, 5, -1))
+    assert not torch.equal(attention.eval()(x, None), attention.c_proj.bias.expand(1, 5, -1))
+
+
+@pytest.mark.parametrize("size, published", [("gpt2", 124_439_808), ("gpt2-medium", 354_823_168),
+                                             ("gpt2-large", 774_030_080), ("gpt2-xl", 1_557_611_200)])
+def test_sizes_have_the_parameters_that_transformers_counts_and_openai_published(size, published):
+    with torch.device("meta"):  # shapes without memory
+        model, peer = GPT(GPTConfig(**SIZES[size])), GPT2LMHeadModel(GPT2Config(**SIZES[size]))
+    assert model.parameter_count == peer.num_parameters() == published
+
+
+def test_fresh_weights_have_gpt2s_spread_and_the_head_is_the_embedding():
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(vocab_size=500, n_positions=100, n_embd=96, n_layer=8, n_head=3))
+    assert model.lm_head.weight is model.transformer["wte"].weight
+    for name, parameter in model.named_parameters():
+        if name.endswith(".bias"):
+            assert not parameter.any(), name
+        elif "ln_" in name:
+            assert (parameter == 1).all(), name
+        else:
+            expected = 0.02 / math.sqrt(16) if "c_proj" in name else 0.02  # 8 layers add to the stream 16 times
+            # the spread of a sample of n varies by 1 / sqrt(2 n), 0.7 % at the smallest matrix here
+            assert float(parameter.detach().std()) == pytest.approx(expected, rel=0.04), name

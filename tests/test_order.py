@@ -1,0 +1,109 @@
+"""dpo/order.py: every pair once an epoch, the same work for every process, nothing but (seed, step) decides."""
+
+import math
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dpo.order import micro_batches, pairs_of_step, steps_in_epochs
+from dpo.rows import Ids
+from gpt.parallel import World
+
+counts = st.integers(1, 60)
+batches = st.integers(1, 70)
+seeds = st.integers(0, 2**32)
+
+
+def worlds(size: int) -> list[World]:
+    return [World(rank, size, torch.device("cpu")) for rank in range(size)]
+
+
+def of_lengths(lengths) -> list[Ids]:
+    """Pairs of ids whose rows have these lengths."""
+    pairs = [Ids([0], [1] * (length - length // 3), [1] * (length // 3)) for length in lengths]
+    assert [pair.length for pair in pairs] == list(lengths)
+    return pairs
+
+
+# Steps
+
+@given(counts, batches, seeds, st.integers(0, 3))
+def test_every_pair_comes_exactly_once_an_epoch_in_batches_of_the_size_asked(pairs, batch, seed, epoch):
+    steps = steps_in_epochs(pairs, batch, 1)
+    found = [pairs_of_step(epoch * steps + step, pairs, batch, seed) for step in range(1, steps + 1)]
+    assert Counter(i for indices in found for i in indices) == Counter(range(pairs))
+    assert all(len(indices) == batch for indices in found[:-1]) and 0 < len(found[-1]) <= batch
+    assert len(found[-1]) == pairs - batch * (steps - 1)
+
+
+@given(counts, batches, st.integers(1, 5))
+def test_the_steps_of_several_epochs_are_those_of_each(pairs, batch, epochs):
+    each = len(range(0, pairs, batch))
+    assert steps_in_epochs(pairs, batch, epochs) == epochs * each == epochs * math.ceil(pairs / batch)
+
+
+@given(counts, batches, seeds, st.lists(st.integers(1, 40), min_size=1, max_size=8))
+def test_a_step_has_the_same_pairs_whichever_steps_were_asked_for_before(pairs, batch, seed, asked):
+    forward = {step: pairs_of_step(step, pairs, batch, seed) for step in asked}
+    assert all(pairs_of_step(step, pairs, batch, seed) == forward[step] for step in reversed(asked))
+
+
+def test_epochs_and_seeds_have_orders_of_their_own():
+    orders = [tuple(pairs_of_step(epoch + 1, 40, 40, seed)) for epoch in range(5) for seed in range(5)]
+    assert len(set(orders)) == 25
+    assert tuple(range(40)) not in orders
+
+
+def test_a_pair_comes_early_as_often_as_late():
+    # where pair 0 stands in 400 epochs of 10 pairs: each place about 40 times, four standard deviations of 6
+    places = Counter(pairs_of_step(epoch + 1, 10, 10, 7).index(0) for epoch in range(400))
+    assert all(abs(places[place] - 40) <= 24 for place in range(10))
+
+
+# Micro-batches
+
+@given(st.lists(st.integers(2, 50), min_size=1, max_size=30), st.integers(1, 4), st.integers(1, 8), st.data())
+def test_processes_share_a_step_without_loss_and_do_the_same_number_of_passes(lengths, size, micro, data):
+    pairs = of_lengths(lengths)
+    indices = data.draw(st.lists(st.integers(0, len(pairs) - 1), unique=True, min_size=1))
+    found = [micro_batches(indices, pairs, micro, world) for world in worlds(size)]
+    assert Counter(i for process in found for some in process for i in some) == Counter(indices)
+    assert len({len(process) for process in found}) == 1  # FSDP and DDP wait for each other's passes
+    shares = [sum(map(len, process)) for process in found]
+    assert max(shares) - min(shares) <= 1
+    for process, share in zip(found, shares):
+        assert len(process[0]) <= micro and len(process) <= math.ceil(max(shares) / micro)
+        # full ones first, then a partial one, then empty ones
+        assert [len(some) for some in process] == [max(0, min(micro, share - micro * n)) for n in range(len(process))]
+        assert [pairs[i].length for some in process for i in some] == sorted(pairs[i].length for some in process for i in some)
+
+
+@given(st.lists(st.integers(2, 50), min_size=4, max_size=30), st.integers(2, 4))
+def test_every_process_gets_short_and_long_pairs_alike(lengths, size):
+    # the n-th pair of one process is never longer than the n+1-th of another
+    pairs = of_lengths(lengths)
+    shares = [[pairs[some[0]].length for some in micro_batches(list(range(len(pairs))), pairs, 1, world) if some] for world in worlds(size)]
+    for one in shares:
+        for other in shares:
+            assert all(a <= b for a, b in zip(one, other[1:]))
+
+
+def test_one_process_with_micro_batches_as_large_as_the_step_does_one_pass():
+    pairs = of_lengths([5, 3, 9])
+    assert micro_batches([0, 1, 2], pairs, 3, *worlds(1)) == [[1, 0, 2]]
+    assert micro_batches([0, 1, 2], pairs, 99, *worlds(1)) == [[1, 0, 2]]
+
+
+def test_a_step_without_pairs_has_no_micro_batches():
+    assert [micro_batches([], of_lengths([5]), 2, world) for world in worlds(3)] == [[], [], []]
+
+
+@pytest.mark.parametrize("indices, shares", [([3, 0, 6, 1], [[[6], [3]], [[1], [0]]]), ([5, 2, 4], [[[5], [4]], [[2], []]])])
+def test_the_picture_of_the_docstring(indices, shares):
+    lengths = {6: 2, 1: 3, 3: 4, 0: 5, 5: 2, 2: 3, 4: 4}  # so that the first step is sorted 6 1 3 0, the second 5 2 4
+    pairs = of_lengths([lengths[i] for i in range(7)])
+    assert [micro_batches(indices, pairs, 1, world) for world in worlds(2)] == shares
+    assert [len(pairs_of_step(step, 7, 4, 0)) for step in (1, 2, 3, 4)] == [4, 3, 4, 3]

@@ -1,0 +1,165 @@
+"""dpo/run_folder.py: what may be written where, files that are whole or as they were, metrics cut to a step."""
+
+import json
+import math
+import threading
+
+import pytest
+
+from dpo.run_folder import RunFolder
+from gpt.command import UserError
+
+
+def refused(folder: RunFolder, resume: bool) -> str:
+    with pytest.raises(UserError) as caught:
+        folder.check_free(resume)
+    assert len(str(caught.value).splitlines()) == 1 and str(folder.path) in str(caught.value)
+    return str(caught.value)
+
+
+# Where a run may go
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_folder_that_is_absent_or_empty_is_free(tmp_path, resume):
+    (tmp_path / "empty").mkdir()
+    for path in (tmp_path / "empty", tmp_path / "absent", tmp_path / "absent" / "below"):
+        RunFolder(path).check_free(resume)
+    assert not (tmp_path / "absent").exists()  # asking makes nothing
+
+
+def test_a_relative_path_is_free_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    RunFolder("runs/new").check_free(False)
+
+
+def test_another_run_is_refused_unless_it_is_resumed(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.write_json("run.json", {})
+    assert "--resume" in refused(folder, False)
+    folder.check_free(True)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_folder_of_other_things_is_refused(tmp_path, resume):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    assert ("no run.json" if resume else "not empty") in refused(RunFolder(tmp_path), resume)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_file_is_refused(tmp_path, resume):
+    (tmp_path / "file").write_text("")
+    assert "is a file" in refused(RunFolder(tmp_path / "file"), resume)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_folder_below_a_file_is_refused_before_anything_is_computed(tmp_path, resume):
+    (tmp_path / "file").write_text("")
+    refused(RunFolder(tmp_path / "file" / "run"), resume)
+
+
+# JSON files
+
+def test_json_that_was_written_is_read_back(tmp_path):
+    folder, value = RunFolder(tmp_path / "new" / "run"), {"a": [1, 2.5, None], "ä": "日本\n"}
+    folder.write_json("run.json", value)
+    assert folder.read_json("run.json") == value
+    assert [path.name for path in folder.path.iterdir()] == ["run.json"]
+
+
+def test_a_value_that_cannot_be_written_leaves_the_file_as_it_was(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.write_json("run.json", {"good": 1})
+    with pytest.raises(TypeError):
+        folder.write_json("run.json", {"bad": {1, 2}})
+    assert folder.read_json("run.json") == {"good": 1}
+
+
+def test_a_reader_never_sees_half_a_file(tmp_path):
+    folder = RunFolder(tmp_path)
+    values = [{"rows": [n] * 4_000} for n in range(2)]
+    folder.write_json("run.json", values[0])
+    done = threading.Event()
+
+    def write():
+        for n in range(100):
+            folder.write_json("run.json", values[n % 2])
+        done.set()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    seen = 0
+    while not done.is_set():
+        assert folder.read_json("run.json") in values
+        seen += 1
+    writer.join()
+    assert seen
+
+
+@pytest.mark.parametrize("content", [None, "", '{"half', b"\xff\xfe"])
+def test_a_file_that_cannot_be_read_is_named_in_one_line(tmp_path, content):
+    if content is not None:
+        (tmp_path / "run.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match="run.json cannot be read") as caught:
+        RunFolder(tmp_path).read_json("run.json")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+# metrics.jsonl
+
+def logged(folder: RunFolder) -> list[dict]:
+    return [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+
+
+@pytest.fixture
+def run(tmp_path) -> RunFolder:
+    """A run of six steps with evaluations at 0, 3 and 6."""
+    folder = RunFolder(tmp_path)
+    folder.log({"step": 0, "split": "held-out", "loss": 0.5})
+    for step in range(1, 7):
+        folder.log({"step": step, "split": "train", "loss": 1 / step})
+        if step % 3 == 0:
+            folder.log({"step": step, "split": "held-out", "loss": 1 / step})
+    return folder
+
+
+def test_lines_are_appended_one_a_record_in_order(run):
+    assert [(line["step"], line["split"]) for line in logged(run)] == \
+        [(0, "held-out"), (1, "train"), (2, "train"), (3, "train"), (3, "held-out"), (4, "train"), (5, "train"), (6, "train"), (6, "held-out")]
+
+
+@pytest.mark.parametrize("step", range(-1, 8))
+def test_cutting_keeps_the_lines_up_to_the_step_untouched_and_forgets_the_later_ones(run, step):
+    before = run.metrics.read_text().splitlines()
+    run.cut_metrics(step)
+    assert run.metrics.read_text().splitlines() == [line for line in before if json.loads(line)["step"] <= step]
+    assert [path.name for path in run.path.iterdir()] == ["metrics.jsonl"]
+
+
+@pytest.mark.parametrize("written", range(1, 45))
+def test_a_last_line_cut_off_anywhere_is_forgotten_and_logging_goes_on_cleanly(run, written):
+    line = json.dumps({"step": 7, "split": "train", "loss": 0.25})
+    with open(run.metrics, "a") as file:
+        file.write(line[:written])
+    run.cut_metrics(6)
+    run.log({"step": 7, "split": "train", "loss": 1.0})
+    assert [line["step"] for line in logged(run)] == [0, 1, 2, 3, 3, 4, 5, 6, 6, 7]
+
+
+def test_a_step_that_was_cut_and_logged_again_stands_once(run):
+    run.cut_metrics(4)
+    for step in (5, 6):
+        run.log({"step": step, "split": "train", "loss": 2.0})
+    assert [line["step"] for line in logged(run) if line["split"] == "train"] == [1, 2, 3, 4, 5, 6]
+
+
+def test_cutting_a_run_that_logged_nothing_leaves_no_lines(tmp_path):
+    RunFolder(tmp_path).cut_metrics(-1)
+    assert not (tmp_path / "metrics.jsonl").exists() or logged(RunFolder(tmp_path)) == []
+
+
+@pytest.mark.parametrize("value", [0.6931471805599453, 123456.789, 1.2345678e-6, 5e-7, 3.21e-9, 0.0])
+def test_what_is_logged_keeps_its_digits_however_small_it_is(tmp_path, value):
+    # learning rates of 1e-6 and their rise and fall are far below 1
+    folder = RunFolder(tmp_path)
+    folder.log({"step": 1, "learning_rate": value})
+    assert math.isclose(logged(folder)[0]["learning_rate"], value, rel_tol=1e-5)
