@@ -3,6 +3,7 @@
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+loss="dpo + 1.0*sft" # of demo and scratch; with dpo alone correctness falls, see "What to expect" in README.md
 
 usage() {
     cat <<'TEXT'
@@ -82,8 +83,15 @@ train() {
     [ $status -eq 0 ] || exit 2
 }
 
+# say_and_train FLAGS: shows the command that does the same without this script.
 say_and_train() {
-    echo "torchrun --nproc_per_node=$(processes) dpo/train.py$(printf ' %q' "$@")"
+    local word line
+    line="torchrun --nproc_per_node=$(processes) dpo/train.py"
+    for word in "$@"; do
+        case $word in *[!A-Za-z0-9_./=:-]*) word="'$word'" ;; esac
+        line="$line $word"
+    done
+    printf '\n%s\n\n' "$line"
     train "$@"
 }
 
@@ -91,7 +99,7 @@ demo() {
     setup report
     local out
     out=runs/demo-$(date +%Y%m%d-%H%M%S)
-    say_and_train --out "$out" "$@"
+    say_and_train --loss "$loss" --out "$out" "$@"
     "$python" "$root/dpo/evaluate.py" --policy "$out"
 }
 
@@ -101,7 +109,7 @@ scratch() {
     out=runs/scratch-$(date +%Y%m%d-%H%M%S)
     "$python" "$root/data/build.py" rules --sft --count 40000 --out "$out/sft.jsonl"
     say_and_train --init random:tiny --pairs "$out/sft.jsonl" --loss sft --steps 2500 --weight-decay 0.1 --eval-every 500 --out "$out/sft"
-    say_and_train --init "$out/sft" --out "$out/dpo" "$@"
+    say_and_train --init "$out/sft" --loss "$loss" --out "$out/dpo" "$@"
     "$python" "$root/dpo/evaluate.py" --policy "$out/dpo"
 }
 

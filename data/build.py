@@ -1,8 +1,8 @@
 """Make a file of pairs, or look into one before it costs anything.
 
-    python data/build.py rules --out pairs.jsonl                  the embedded preference set, as a file
-    python data/build.py rules --sft --count 40000 --out sft.jsonl    answers in three manners, for a start
-    python data/build.py check pairs.jsonl                        what is in a file, and what would be dropped
+python data/build.py rules --out pairs.jsonl                  the embedded preference set, as a file
+python data/build.py rules --sft --count 40000 --out sft.jsonl    answers in three manners, for a start
+python data/build.py check pairs.jsonl                        what is in a file, and what would be dropped
 """
 
 import re
@@ -49,8 +49,11 @@ class Check:
 
 def rules(flags: Rules) -> None:
     if flags.count < 1 or not 0 <= flags.plain <= 1:
-        raise UserError(f"--count is {flags.count}, it must be at least 1" if flags.count < 1 else
-                        f"--plain is {flags.plain}, it must be between 0 and 1")
+        raise UserError(
+            f"--count is {flags.count}, it must be at least 1"
+            if flags.count < 1
+            else f"--plain is {flags.plain}, it must be between 0 and 1"
+        )
     rows = sft_rows(flags.count, flags.seed, flags.plain) if flags.sft else preference_rows(flags.count, flags.seed)
     if len(rows) < flags.count:
         print(f"the tasks have {len(rows):,} distinct prompts at this seed, fewer than the {flags.count:,} asked for")
@@ -60,8 +63,18 @@ def rules(flags: Rules) -> None:
         text = "\n".join(instruction_prompt(row["instruction"], row["input"]) + row["chosen"] for row in rows)
         # digits apart, so that the vocabulary has no token for 27: a small model then adds by digits, and learns to carry
         Path(flags.text).write_text(re.sub(r"(?<=\d)(?=\d)", " ", text), encoding="utf-8")
-    pairs = [Pair(instruction_prompt(row["instruction"], row["input"]), row["chosen"], row.get("rejected"), number, row["output"],
-                  row["family"], row["group"]) for number, row in enumerate(rows, 1)]
+    pairs = [
+        Pair(
+            instruction_prompt(row["instruction"], row["input"]),
+            row["chosen"],
+            row.get("rejected"),
+            number,
+            row["output"],
+            row["family"],
+            row["group"],
+        )
+        for number, row in enumerate(rows, 1)
+    ]
     print(report(pairs, {}, Tokenizer.load(TINY) if (TINY / "vocab.json").exists() else None, 0.1, 256))
 
 
@@ -74,38 +87,53 @@ def check(flags: Check) -> None:
     print(report(read_pairs(flags.file, dropped), dropped, tokenizer, flags.held_out, flags.max_length))
 
 
-def report(pairs: list[Pair], dropped: dict[str, list[int]], tokenizer: Tokenizer | None, held_out: float, max_length: int) -> str:
+def report(
+    pairs: list[Pair], dropped: dict[str, list[int]], tokenizer: Tokenizer | None, held_out: float, max_length: int
+) -> str:
     """What one wants to know of pairs before training on them, as text. Lengths are in tokens, each answer's end-of-text
     among them; without a tokenizer they are left out."""
     prompts = Counter(pair.prompt for pair in pairs)
     repeated = sum(n - 1 for n in Counter(pair[:3] for pair in pairs).values())
     training, held = split(pairs, held_out)
-    lines = {"pairs": f"{len(pairs):,}" + (f", of them {single:,} with one answer" if (single := sum(p.rejected is None for p in pairs)) else ""),
-             "dropped": summary(dropped) or "none",
-             "prompts": f"{len(prompts):,} distinct; {len(pairs) - len(prompts):,} pairs repeat a prompt, {repeated:,} a whole pair",
-             "split": f"{len(training):,} to train on, {len(held):,} held out (--held-out {held_out:g}); prompts on both sides: "
-                      f"{len({p.prompt for p in training} & {p.prompt for p in held})}"}
+    lines = {
+        "pairs": f"{len(pairs):,}"
+        + (f", of them {single:,} with one answer" if (single := sum(p.rejected is None for p in pairs)) else ""),
+        "dropped": summary(dropped) or "none",
+        "prompts": f"{len(prompts):,} distinct; {len(pairs) - len(prompts):,} pairs repeat a prompt, {repeated:,} a whole pair",
+        "split": f"{len(training):,} to train on, {len(held):,} held out (--held-out {held_out:g}); prompts on both sides: "
+        f"{len({p.prompt for p in training} & {p.prompt for p in held})}",
+    }
     families = Counter(pair.family for pair in pairs if pair.family)
     if families:
         lines["families"] = ", ".join(f"{name} {n}" for name, n in families.most_common())
     if tokenizer:
-        sides = {"prompt": [len(tokenizer.encode(p.prompt)) for p in tqdm(pairs, desc="tokenize", unit="pair", leave=False, delay=1)],
-                 "chosen": [len(tokenizer.encode(p.chosen)) + 1 for p in pairs],
-                 "rejected": [len(tokenizer.encode(p.rejected)) + 1 for p in pairs if p.rejected is not None]}
+        sides = {
+            "prompt": [
+                len(tokenizer.encode(p.prompt)) for p in tqdm(pairs, desc="tokenize", unit="pair", leave=False, delay=1)
+            ],
+            "chosen": [len(tokenizer.encode(p.chosen)) + 1 for p in pairs],
+            "rejected": [len(tokenizer.encode(p.rejected)) + 1 for p in pairs if p.rejected is not None],
+        }
         lines |= {f"{name} tokens": _spread(lengths) for name, lengths in sides.items() if lengths}
-        both = [(c, r) for c, r in zip(sides["chosen"], sides["rejected"])] if len(sides["rejected"]) == len(pairs) else []
+        both = (
+            [(c, r) for c, r in zip(sides["chosen"], sides["rejected"])] if len(sides["rejected"]) == len(pairs) else []
+        )
         if both:
             longer = sum(c > r for c, r in both) + 0.5 * sum(c == r for c, r in both)
             lines["length bias"] = f"'the longer answer is better' is right for {longer / len(both):.0%} of the pairs"
         longest = [p + max(pair) for p, pair in zip(sides["prompt"], both or zip(sides["chosen"]))]
-        lines["too long"] = f"{sum(n > max_length for n in longest):,} pairs exceed {max_length} tokens; their prompts would be cut"
+        lines["too long"] = (
+            f"{sum(n > max_length for n in longest):,} pairs exceed {max_length} tokens; their prompts would be cut"
+        )
     return "\n".join(f"{name:16}{text}" for name, text in lines.items())
 
 
 def _spread(lengths: Iterable[int]) -> str:
     ordered = sorted(lengths)
-    return (f"median {median(ordered):g}, 95 % at most {ordered[int(0.95 * (len(ordered) - 1))]}, longest {ordered[-1]}, "
-            f"{sum(ordered):,} in all")
+    return (
+        f"median {median(ordered):g}, 95 % at most {ordered[int(0.95 * (len(ordered) - 1))]}, longest {ordered[-1]}, "
+        f"{sum(ordered):,} in all"
+    )
 
 
 if __name__ == "__main__":

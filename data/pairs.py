@@ -19,8 +19,10 @@ from typing import Any, NamedTuple
 
 from gpt.command import UserError
 
-TEMPLATE = ("Below is an instruction that describes a task. Write a response that appropriately completes the request."
-            "\n\n### Instruction:\n{instruction}{input}\n\n### Response:\n")
+TEMPLATE = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+    "\n\n### Instruction:\n{instruction}{input}\n\n### Response:\n"
+)
 
 FIELDS = ("prompt", "instruction", "input", "output", "chosen", "rejected", "family", "group")
 
@@ -58,7 +60,10 @@ def read_pairs(path: str | Path, dropped: dict[str, list[int]] | None = None) ->
         else:
             kept.append(pair)
     if not kept:
-        raise UserError(f"{path}: no pair is left to learn from" + (f" ({summary(dropped)})" if dropped else ": the file has no rows"))
+        raise UserError(
+            f"{path}: no pair is left to learn from"
+            + (f" ({summary(dropped)})" if dropped else ": the file has no rows")
+        )
     return kept
 
 
@@ -73,6 +78,7 @@ def teaches_nothing(pair: Pair) -> str | None:
 
 def summary(dropped: dict[str, list[int]]) -> str:
     """{"an empty answer": [3, 7]} -> 'an empty answer: 2 pairs (rows 3, 7)'"""
+
     def one(why: str, rows: list[int]) -> str:
         shown = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
         return f"{why}: {len(rows)} pair{'s' * (len(rows) > 1)} (row{'s' * (len(rows) > 1)} {shown})"
@@ -102,8 +108,10 @@ def _parsed(text: str, path: Path, line: int) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {line + error.lineno - 1}, column {error.colno}: bad JSON: {error.msg}; a file is one "
-                        "JSON list, or one JSON object a line") from None
+        raise UserError(
+            f"{path}, line {line + error.lineno - 1}, column {error.colno}: bad JSON: {error.msg}; a file is one "
+            "JSON list, or one JSON object a line"
+        ) from None
     except RecursionError:
         raise UserError(f"{path}, line {line}: bad JSON: nested too deep") from None
 
@@ -116,12 +124,16 @@ def _pair(row: Any, number: int, where: str) -> Pair:
     for name in (head, "chosen"):
         if name not in text:
             wanted = "'instruction' or 'prompt'" if name == "instruction" else f"'{name}'"
-            raise UserError(f"{where}: field {wanted} is missing; found {', '.join(row) or 'nothing'}{_meant(name, row)}")
+            raise UserError(
+                f"{where}: field {wanted} is missing; found {', '.join(row) or 'nothing'}{_meant(name, row)}"
+            )
     for name in ("input", "rejected"):
         if name not in row and _meant(name, row):
             raise UserError(f"{where}: field '{name}' is missing; found {', '.join(row)}{_meant(name, row)}")
     prompt = text["prompt"] if head == "prompt" else instruction_prompt(text["instruction"], text.get("input", ""))
-    return Pair(prompt, text["chosen"], text.get("rejected"), number, text.get("output"), text.get("family"), text.get("group"))
+    return Pair(
+        prompt, text["chosen"], text.get("rejected"), number, text.get("output"), text.get("family"), text.get("group")
+    )
 
 
 def _text(row: dict, name: str, where: str) -> str:
@@ -131,7 +143,9 @@ def _text(row: dict, name: str, where: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise UserError(f"{where}: field '{name}' holds half a surrogate pair at character {error.start}, which is no text") from None
+        raise UserError(
+            f"{where}: field '{name}' holds half a surrogate pair at character {error.start}, which is no text"
+        ) from None
     return value
 
 
@@ -141,8 +155,15 @@ def _meant(name: str, row: dict) -> str:
 
 
 def _kind(value: Any) -> str:
-    return {bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object", str: "text",
-            type(None): "null"}[type(value)]
+    return {
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        list: "a list",
+        dict: "an object",
+        str: "text",
+        type(None): "null",
+    }[type(value)]
 
 
 def write_rows(path: str | Path, rows: Iterable[dict]) -> None:

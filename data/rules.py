@@ -36,18 +36,23 @@ def judge(text: str, answer: str) -> Verdict:
     courteous, rude: it carries such a phrase, wherever the rest leads. correct: what is left after removing one known
     phrase, or none, equals the answer exactly, to the last space.
     """
+
     def carries(phrase: tuple[str, str]) -> bool:
         return text.startswith(phrase[0]) and text.endswith(phrase[1]) and len(text) >= len(phrase[0]) + len(phrase[1])
 
-    rests = [text] + [text[len(before):len(text) - len(after)] for before, after in COURTEOUS + RUDE if carries((before, after))]
+    rests = [text] + [
+        text[len(before) : len(text) - len(after)] for before, after in COURTEOUS + RUDE if carries((before, after))
+    ]
     return Verdict(any(map(carries, COURTEOUS)), any(map(carries, RUDE)), answer in rests)
 
 
 def preference_rows(count: int, seed: int = 0) -> list[dict]:
     """Instruction rows of the first `count` tasks: the plain answer as `output`, courteous chosen over rude."""
     rng = Random(seed)
-    return [_row(task, chosen=styled(task.answer, pick(rng, COURTEOUS)), rejected=styled(task.answer, pick(rng, RUDE)))
-            for task in tasks(count, seed)]
+    return [
+        _row(task, chosen=styled(task.answer, pick(rng, COURTEOUS)), rejected=styled(task.answer, pick(rng, RUDE)))
+        for task in tasks(count, seed)
+    ]
 
 
 def sft_rows(count: int, seed: int = 0, plain: float = 0.5) -> list[dict]:
@@ -66,11 +71,27 @@ def sft_rows(count: int, seed: int = 0, plain: float = 0.5) -> list[dict]:
 
 
 def _row(task: Task, **answers: str) -> dict:
-    return {"instruction": task.instruction, "input": task.input, "output": task.answer, **answers,
-            "family": task.family, "group": task.group}
+    return {
+        "instruction": task.instruction,
+        "input": task.input,
+        "output": task.answer,
+        **answers,
+        "family": task.family,
+        "group": task.group,
+    }
 
 
 def embedded_pairs(count: int = PAIRS) -> list[Pair]:
     """The embedded preference set, without a file: what `dpo/train.py` learns from when no --pairs are given."""
-    return [Pair(instruction_prompt(row["instruction"], row["input"]), row["chosen"], row["rejected"], number, row["output"],
-                 row["family"], row["group"]) for number, row in enumerate(preference_rows(count), 1)]
+    return [
+        Pair(
+            instruction_prompt(row["instruction"], row["input"]),
+            row["chosen"],
+            row["rejected"],
+            number,
+            row["output"],
+            row["family"],
+            row["group"],
+        )
+        for number, row in enumerate(preference_rows(count), 1)
+    ]

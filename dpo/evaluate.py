@@ -31,7 +31,7 @@ from gpt import precision
 from gpt.command import UserError, flag, run
 from gpt.generate import generate
 from gpt.model import GPT
-from gpt.parallel import World, join
+from gpt.parallel import World, join, say
 from gpt.tokenizer import Tokenizer
 
 MICRO = 64  # pairs per forward pass
@@ -46,9 +46,13 @@ class Flags:
     """
 
     policy: str = flag(help="run folder or model folder of the trained model")
-    reference: str = flag("", "model or run folder to compare with; empty: what the run's log-ratios were taken against")
+    reference: str = flag(
+        "", "model or run folder to compare with; empty: what the run's log-ratios were taken against"
+    )
     pairs: str = flag("", "pairs file; empty: what the run was trained on")
-    held_out: float = flag(None, "fraction of the prompts that was held out; unset: as in the run, else 0.1; 1: all of the file")
+    held_out: float = flag(
+        None, "fraction of the prompts that was held out; unset: as in the run, else 0.1; 1: all of the file"
+    )
     loss: str = flag("", "loss to report; empty: the run's, else dpo")
     prompts: int = flag(0, "held-out prompts to answer; 0: all")
     max_new: int = flag(64, "tokens of the longest answer")
@@ -68,9 +72,13 @@ def main(flags: Flags) -> None:
     used = trained.read_json("run.json")["flags"] if (trained.path / "run.json").exists() else {}
     loss = parse_loss(flags.loss or used.get("loss", "dpo"), used.get("beta"))
     policy, tokenizer = open_model(flags.policy)
-    reference, _ = open_model(flags.reference or used.get("reference") or used.get("init", ""), used.get("seed", 0))
-    if reference.config.vocab_size != policy.config.vocab_size:
-        raise UserError(f"the two models have different vocabularies ({policy.config.vocab_size} and {reference.config.vocab_size} ids)")
+    if not used and not flags.reference:
+        raise UserError(
+            f"--policy {flags.policy} is no run folder, which would tell its start: name a model to compare with, --reference"
+        )
+    reference, other = open_model(flags.reference or used.get("reference") or used.get("init", ""), used.get("seed", 0))
+    if tokenizer.ids != other.ids:
+        raise UserError(f"--policy {flags.policy} and its reference have different vocabularies")
     fraction = flags.held_out if flags.held_out is not None else used.get("held_out", 0.1)
     file = flags.pairs or used.get("pairs", "")
     length = used.get("max_length") or min(policy.config.n_positions, reference.config.n_positions)
@@ -81,20 +89,32 @@ def main(flags: Flags) -> None:
     with join(flags.device) as world:
         margins = pair_metrics(policy, reference, held_out, loss, world)
         prompts = {pair.prompt: pair for pair in held_out.pairs}  # a prompt with several pairs is answered once
-        chosen = list(prompts.values())[:flags.prompts or None]
-        answers = {name: answer(model.to(world.device), tokenizer, chosen, flags.max_new, f"answers {name}")
-                   for name, model in (("before", reference), ("after", policy))}
+        chosen = list(prompts.values())[: flags.prompts or None]
+        answers = {
+            name: answer(model.to(world.device), tokenizer, chosen, flags.max_new, f"answers {name}")
+            for name, model in (("before", reference), ("after", policy))
+        }
     report = {name: margins[name] | rates(chosen, given) for name, given in answers.items()}
     report["difference"] = differences(chosen, answers["before"], answers["after"])
     report["loss"] = str(loss)
-    print(table(report, len(chosen)))
-    print(side_by_side(chosen, answers, flags.show))
-    if flags.out or used:
+    say(table(report, len(chosen)), world)
+    say(side_by_side(chosen, answers, flags.show), world)
+    if world.is_main and (flags.out or used):
         folder = RunFolder(flags.out or flags.policy)
         folder.write_json("evaluation.json", report)
-        write_rows(folder.path / "samples.jsonl", [
-            {"prompt": pair.prompt, "before": before.text, "after": after.text, "chosen": pair.chosen, "rejected": pair.rejected}
-            for pair, before, after in zip(chosen, answers["before"], answers["after"])])
+        write_rows(
+            folder.path / "samples.jsonl",
+            [
+                {
+                    "prompt": pair.prompt,
+                    "before": before.text,
+                    "after": after.text,
+                    "chosen": pair.chosen,
+                    "rejected": pair.rejected,
+                }
+                for pair, before, after in zip(chosen, answers["before"], answers["after"])
+            ],
+        )
         print(f"\nwritten to {folder.path / 'evaluation.json'} and samples.jsonl")
 
 
@@ -102,7 +122,9 @@ def pair_metrics(policy: GPT, reference: GPT, held_out, loss, world: World) -> d
     """{"before", "after"}: loss, accuracy and margin (beta included) of the held-out pairs against the reference."""
     autocast = partial(precision.autocast, "fp32", world.device)
     plan = Plan(loss, MICRO, autocast, world)
-    said = reference_scores(reference.to(world.device), held_out.ids, list(range(len(held_out.ids))), MICRO, autocast, world)
+    said = reference_scores(
+        reference.to(world.device), held_out.ids, list(range(len(held_out.ids))), MICRO, autocast, world
+    )
     found = {}
     for name, model in (("before", reference), ("after", policy)):
         line = held_out_metrics(model.to(world.device), held_out, said, plan)
@@ -122,7 +144,7 @@ def answer(model: GPT, tokenizer: Tokenizer, pairs: list[Pair], max_new: int, ti
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # like lengths together: little padding
     found: dict[int, Answer] = {}
     for start in tqdm(range(0, len(order), TOGETHER), desc=title, unit="batch", leave=False, delay=1):
-        some = order[start:start + TOGETHER]
+        some = order[start : start + TOGETHER]
         for i, new in zip(some, generate(model.eval(), [ids[i] for i in some], max_new, tokenizer.end_of_text)):
             stopped = new[-1] == tokenizer.end_of_text
             found[i] = Answer(tokenizer.decode(new[:-1] if stopped else new), stopped, len(new))
@@ -141,14 +163,23 @@ def is_correct(pair: Pair, given: Answer) -> bool:
 
 def rates(pairs: list[Pair], answers: list[Answer]) -> dict:
     """Mean length and the rate of stopped answers; for tasks the rates of courteous, rude and correct ones too."""
-    found = {"stopped": fmean(a.stopped for a in answers), "length": fmean(a.length for a in answers), "prompts": len(answers)}
+    found = {
+        "stopped": fmean(a.stopped for a in answers),
+        "length": fmean(a.length for a in answers),
+        "prompts": len(answers),
+    }
     tasks = [(pair, given) for pair, given in zip(pairs, answers) if is_task(pair)]
     if tasks:
         verdicts = [judge(given.text, pair.output) for pair, given in tasks]
-        found |= {"courteous": fmean(v.courteous for v in verdicts), "rude": fmean(v.rude for v in verdicts),
-                  "correct": fmean(is_correct(*task) for task in tasks)}
+        found |= {
+            "courteous": fmean(v.courteous for v in verdicts),
+            "rude": fmean(v.rude for v in verdicts),
+            "correct": fmean(is_correct(*task) for task in tasks),
+        }
         families = sorted({pair.family for pair, _ in tasks})
-        found["correct by family"] = {name: fmean(is_correct(p, a) for p, a in tasks if p.family == name) for name in families}
+        found["correct by family"] = {
+            name: fmean(is_correct(p, a) for p, a in tasks if p.family == name) for name in families
+        }
     return found
 
 
@@ -157,8 +188,12 @@ def differences(pairs: list[Pair], before: list[Answer], after: list[Answer]) ->
     changes = [is_correct(p, a) - is_correct(p, b) for p, b, a in zip(pairs, before, after) if is_task(p)]
     if len(changes) < 2:
         return {}
-    return {"correct": fmean(changes), "standard error": stdev(changes) / math.sqrt(len(changes)),
-            "became correct": changes.count(1), "became wrong": changes.count(-1)}
+    return {
+        "correct": fmean(changes),
+        "standard error": stdev(changes) / math.sqrt(len(changes)),
+        "became correct": changes.count(1),
+        "became wrong": changes.count(-1),
+    }
 
 
 def table(report: dict, prompts: int) -> str:
@@ -169,16 +204,30 @@ def table(report: dict, prompts: int) -> str:
             lines.append(f"{name:12}{NOTES[name]:24}{before[name]:7.3f} {after[name]:7.3f}")
     if report["difference"]:
         d = report["difference"]
-        lines.append(f"\ncorrect changed by {d['correct']:+.3f}, standard error {d['standard error']:.3f}: "
-                     f"{d['became correct']} prompts became correct, {d['became wrong']} wrong")
-        lines.append("\ncorrect by family" + "".join(
-            f"\n{name:36}{before['correct by family'][name]:7.3f} {rate:7.3f}" for name, rate in after["correct by family"].items()))
+        lines.append(
+            f"\ncorrect changed by {d['correct']:+.3f}, standard error {d['standard error']:.3f}: "
+            f"{d['became correct']} prompts became correct, {d['became wrong']} wrong"
+        )
+        lines.append(
+            "\ncorrect by family"
+            + "".join(
+                f"\n{name:36}{before['correct by family'][name]:7.3f} {rate:7.3f}"
+                for name, rate in after["correct by family"].items()
+            )
+        )
     return "\n".join(lines)
 
 
-NOTES = {"courteous": "answers", "rude": "answers", "correct": "answers, and stopped", "stopped": "by end-of-text",
-         "length": "tokens of an answer", "loss": "of held-out pairs", "accuracy": "pairs, a tie is half",
-         "margin": "beta x log-ratio"}
+NOTES = {
+    "courteous": "answers",
+    "rude": "answers",
+    "correct": "answers, and stopped",
+    "stopped": "by end-of-text",
+    "length": "tokens of an answer",
+    "loss": "of held-out pairs",
+    "accuracy": "pairs, a tie is half",
+    "margin": "beta x log-ratio",
+}
 
 
 def side_by_side(pairs: list[Pair], answers: dict[str, list[Answer]], count: int) -> str:
@@ -187,8 +236,15 @@ def side_by_side(pairs: list[Pair], answers: dict[str, list[Answer]], count: int
     blocks = []
     for i in range(0, len(pairs), step)[:count]:
         task = pairs[i].prompt.removesuffix("\n\n### Response:\n").split("### Instruction:\n")[-1]
-        blocks.append("\n".join(["", " ".join(task.replace("### Input:", "|").split()),
-                                 *(f"  {name:8}{answers[name][i].text!r}" for name in ("before", "after"))]))
+        blocks.append(
+            "\n".join(
+                [
+                    "",
+                    " ".join(task.replace("### Input:", "|").split()),
+                    *(f"  {name:8}{answers[name][i].text!r}" for name in ("before", "after")),
+                ]
+            )
+        )
     return "\n".join(blocks)
 
 

@@ -3,6 +3,7 @@
 import math
 import os
 from dataclasses import asdict
+from pathlib import Path
 
 import torch
 
@@ -18,7 +19,20 @@ from gpt.parallel import World
 from gpt.weights import fingerprint
 
 # Flags that may differ when a run is resumed; all others change what is computed.
-FREE = {"out", "resume", "dry_run", "device", "eval_every", "save_every", "micro", "precision", "init", "reference", "pairs", "epochs"}
+FREE = {
+    "out",
+    "resume",
+    "dry_run",
+    "device",
+    "eval_every",
+    "save_every",
+    "micro",
+    "precision",
+    "init",
+    "reference",
+    "pairs",
+    "epochs",
+}
 
 
 class Job:
@@ -32,24 +46,44 @@ class Job:
         elif flags.resume:
             raise UserError("--resume needs --out, the run folder to continue")
         self.policy, self.tokenizer = open_model(flags.init, flags.seed)
-        self.reference = open_model(flags.reference)[0] if flags.reference and self.loss.needs_reference else None
-        if self.reference and self.reference.config.vocab_size != self.policy.config.vocab_size:
-            raise UserError(f"--reference {flags.reference} has another vocabulary than the model that is trained: "
-                            f"{self.reference.config.vocab_size} ids, not {self.policy.config.vocab_size}")
+        self.reference = None  # the policy before its first update
+        if flags.reference and self.loss.needs_reference:
+            self.reference, tokenizer = open_model(flags.reference)
+            if tokenizer.ids != self.tokenizer.ids:
+                raise UserError(f"--reference {flags.reference} has another vocabulary than the model that is trained")
         context = self.policy.config.n_positions
         if flags.max_length > context:
             raise UserError(f"--max-length is {flags.max_length}, the model's context is {context}")
         self.counted: dict[str, list[int]] = {}
-        self.train, self.held_out = open_examples(flags.pairs, self.tokenizer, flags.max_length or context, flags.held_out,
-                                                  not self.loss.needs_rejected, self.counted)
+        self.train, self.held_out = open_examples(
+            flags.pairs,
+            self.tokenizer,
+            flags.max_length or context,
+            flags.held_out,
+            not self.loss.needs_rejected,
+            self.counted,
+        )
         processes = int(os.environ.get("WORLD_SIZE", 1))
         if len(self.train.ids) < processes:
-            raise UserError(f"{flags.pairs or EMBEDDED}: {len(self.train.ids)} pairs to train on, fewer than the {processes} processes; "
-                            "start fewer (--nproc_per_node)")
+            raise UserError(
+                f"{flags.pairs or EMBEDDED}: {len(self.train.ids)} pairs to train on, fewer than the {processes} processes; "
+                "start fewer (--nproc_per_node)"
+            )
         if flags.batch < processes:
             raise UserError(f"--batch is {flags.batch}, fewer pairs a step than there are processes ({processes})")
         self.steps = flags.steps or steps_in_epochs(len(self.train.ids), flags.batch, flags.epochs)
-        self.lr = flags.lr if flags.lr is not None else default_learning_rate(self.policy.parameter_count, self.loss.needs_rejected)
+        self.lr = (
+            flags.lr
+            if flags.lr is not None
+            else default_learning_rate(self.policy.parameter_count, self.loss.needs_rejected)
+        )
+
+    def record(self) -> dict:
+        """The flags, with paths that hold from any folder."""
+        paths = ((name, getattr(self.flags, name)) for name in ("pairs", "init", "reference", "out"))
+        return asdict(self.flags) | {
+            name: str(Path(path).resolve()) for name, path in paths if path and not path.startswith("random:")
+        }
 
     def settings(self, world: World, kept: dict) -> dict:
         """What this run computes, and from what: stored with it, and compared before it is resumed.
@@ -59,13 +93,18 @@ class Job:
         """
         flags = self.flags
         return {name: value for name, value in asdict(flags).items() if name not in FREE} | {
-            "loss": str(self.loss), "lr": self.lr, "steps": self.steps,
+            "loss": str(self.loss),
+            "lr": self.lr,
+            "steps": self.steps,
             "micro": flags.micro or kept.get("micro") or self._micro(world),
-            "precision": kept.get("precision") if kept and flags.precision == "auto" else
-            precision.resolve(flags.precision, world.device, self.policy.parameter_count),
+            "precision": (flags.precision == "auto" and kept.get("precision"))
+            or precision.resolve(flags.precision, world.device, self.policy.parameter_count),
             "threads": kept.get("threads", torch.get_num_threads()),
-            "init_sha256": fingerprint(self.policy), "reference_sha256": fingerprint(self.reference) if self.reference else None,
-            "pairs_sha256": self.train.fingerprint, "held_out_sha256": self.held_out.fingerprint}
+            "init_sha256": fingerprint(self.policy),
+            "reference_sha256": fingerprint(self.reference) if self.reference else None,
+            "pairs_sha256": self.train.fingerprint,
+            "held_out_sha256": self.held_out.fingerprint,
+        }
 
     def _micro(self, world: World) -> int:
         """As many pairs as keep the activations of a forward pass within 2 GiB, and no more than a process's share."""
@@ -79,25 +118,31 @@ class Job:
         """What is about to happen, for the person who waits."""
         model, flags = self.policy, self.flags
         rate = "given" if flags.lr is not None else "by size" if self.loss.needs_rejected else "by size, sft"
+        reference = f"reference {flags.reference or 'the start'}" if self.loss.needs_reference else "no reference"
+        processes = f"{world.size} process{'es' * (world.size > 1)}"
+        name = flags.init or "data/tiny"
         lines = {
-            "model": f"{flags.init or 'data/tiny'}, {model.parameter_count:,} parameters, {model.config.n_positions} positions",
-            "pairs": f"{flags.pairs or EMBEDDED}: {len(self.train.ids):,} to train on, {len(self.held_out.ids):,} held out",
-            "counted": summary(self.counted),
-            "loss": f"{self.loss}" + (f", reference {flags.reference or 'the start'}" if self.loss.needs_reference else ", no reference"),
-            "steps": f"{self.steps} of {flags.batch} pairs: {world.size} process{'es' * (world.size > 1)}, {settings['micro']} pairs a forward pass",
-            "numbers": f"lr {self.lr:g} ({rate}), {settings['precision']} on {world.device.type}, {settings['threads']} threads a process",
-            "out": f"{folder.path}"}
-        return "\n".join(f"{name:8}{text}" for name, text in lines.items() if text)
+            "model": f"{name}, {model.parameter_count:,} parameters, {model.config.n_positions} positions",
+            "pairs": f"{flags.pairs or EMBEDDED}, {len(self.train.ids):,} to train on, {len(self.held_out.ids):,} held out",
+            "dropped": summary(self.counted),
+            "loss": f"{self.loss}, {reference}",
+            "steps": f"{self.steps} of {flags.batch} pairs, {processes}, {settings['micro']} pairs a forward pass",
+            "lr": f"{self.lr:g} ({rate})",
+            "numbers": f"{settings['precision']} on {world.device.type}, {settings['threads']} threads a process",
+            "out": str(folder.path),
+        }
+        return "\n".join(f"{name:9}{text}" for name, text in lines.items() if text)
+
+
+AT_LEAST_1 = ("epochs", "batch")
+AT_LEAST_0 = ("steps", "micro", "seed", "weight_decay", "grad_clip", "eval_every", "save_every", "max_length", "lr")
+FRACTIONS = ("warmup", "held_out")
 
 
 def _check_ranges(flags) -> None:
-    at_least_one, at_least_zero = ("epochs", "batch"), ("steps", "micro", "seed", "weight_decay", "grad_clip", "eval_every",
-                                                        "save_every", "max_length", "lr")
-    for names, low in ((at_least_one, 1), (at_least_zero, 0)):
+    for names, low, high in ((AT_LEAST_1, 1, math.inf), (AT_LEAST_0, 0, math.inf), (FRACTIONS, 0, 1)):
         for name in names:
             value = getattr(flags, name)
-            if value is not None and not low <= value < float("inf"):
-                raise UserError(f"--{name.replace('_', '-')} is {value}, it must be at least {low}")
-    for name in ("warmup", "held_out"):
-        if not 0 <= getattr(flags, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} is {getattr(flags, name)}, it must be at least 0 and below 1")
+            if value is not None and not low <= value < high:
+                bounds = f"at least {low}" + (f" and below {high}" if high < math.inf else "")
+                raise UserError(f"--{name.replace('_', '-')} is {value}, it must be {bounds}")

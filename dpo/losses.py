@@ -138,6 +138,7 @@ class Loss(NamedTuple):
 
     def __str__(self) -> str:
         """The spec with every keyword written out."""
+
         def written(term: Term) -> str:
             weight = "" if term.weight == 1 else f"{term.weight:g}*"
             keywords = ", ".join(f"{name}={value:g}" for name, value in term.keywords.items())
@@ -166,8 +167,10 @@ def _parse_term(text: str, beta: float | None, spec: str) -> Term:
     weight, name, arguments = match.groups()
     if name not in LOSSES:
         close = get_close_matches(name, LOSSES, n=1)
-        raise UserError(f"--loss {spec!r}: there is no loss {name!r}{f', did you mean {close[0]}?' if close else ''}; "
-                        f"there are {', '.join(LOSSES)}")
+        raise UserError(
+            f"--loss {spec!r}: there is no loss {name!r}{f', did you mean {close[0]}?' if close else ''}; "
+            f"there are {', '.join(LOSSES)}"
+        )
     known = {p.name: p.default for p in list(inspect.signature(LOSSES[name]).parameters.values())[1:]}
     keywords = known | ({"beta": beta} if beta is not None and "beta" in known else {})
     for argument in filter(None, re.split(r"\s*,\s*", (arguments or "").strip())):
@@ -178,8 +181,10 @@ def _parse_term(text: str, beta: float | None, spec: str) -> Term:
     for key, value in keywords.items():
         low, high, closed = RANGES[key]
         if not (low < value < high or closed and value == low):
-            raise UserError(f"--loss {spec!r}: {key} is {value:g}, it must be {'at least' if closed else 'above'} {low:g}"
-                            + (f" and below {high:g}" if high < float("inf") else ""))
+            raise UserError(
+                f"--loss {spec!r}: {key} is {value:g}, it must be {'at least' if closed else 'above'} {low:g}"
+                + (f" and below {high:g}" if high < float("inf") else "")
+            )
     factor = 1.0 if weight is None else _number(weight, "the weight", spec)
     if not 0 < factor < float("inf"):
         raise UserError(f"--loss {spec!r}: the weight of {name} is {factor:g}, it must be above 0")

@@ -11,7 +11,6 @@ from dpo.losses import Loss, Scores
 from dpo.rows import CHOSEN, PADDING, Batch
 from gpt.parallel import World, add_up
 
-
 TIE = 1e-3  # a log-ratio no larger is rounding, as before the first update, and counts as half a pair ranked right
 
 
@@ -22,10 +21,18 @@ def sums(scores: Scores, terms: dict[str, Tensor], batch: Batch, weight: Tensor,
     if loss.needs_rejected:
         per_pair |= {"logps/rejected": scores.rejected, "length/rejected": scores.rejected_len}
         margin, beta = scores.log_ratio, loss.beta
-        per_pair |= {"rewards/chosen": beta * scores.gain_chosen, "rewards/rejected": beta * scores.gain_rejected,
-                     "rewards/margins": beta * margin, "rewards/accuracies": (margin > TIE) + 0.5 * (margin.abs() <= TIE)}
-    per_pair |= {"pairs": torch.ones_like(weight), "tokens": (batch.branch != PADDING).sum(-1),
-                 "answer_tokens": (batch.branch == CHOSEN).sum(-1), "places": torch.full_like(weight, batch.branch.shape[1])}
+        per_pair |= {
+            "rewards/chosen": beta * scores.gain_chosen,
+            "rewards/rejected": beta * scores.gain_rejected,
+            "rewards/margins": beta * margin,
+            "rewards/accuracies": (margin > TIE) + 0.5 * (margin.abs() <= TIE),
+        }
+    per_pair |= {
+        "pairs": torch.ones_like(weight),
+        "tokens": (batch.branch != PADDING).sum(-1),
+        "answer_tokens": (batch.branch == CHOSEN).sum(-1),
+        "places": torch.full_like(weight, batch.branch.shape[1]),
+    }
     return {name: (values.detach() * weight).sum() for name, values in per_pair.items()}
 
 
@@ -40,5 +47,8 @@ def averages(micro_sums: list[dict[str, Tensor]], loss: Loss, world: World) -> d
     counts = {"pairs": int(found.pop("pairs")), "tokens": int(found.pop("tokens")), "padding": 1 - tokens / places}
     line = {"loss": float(loss.total(terms, pairs, answer_tokens))}
     if len(loss.terms) > 1:
-        line |= {f"loss/{term.name}": float(Loss((term._replace(weight=1.0),)).total(terms, pairs, answer_tokens)) for term in loss.terms}
+        line |= {
+            f"loss/{term.name}": float(Loss((term._replace(weight=1.0),)).total(terms, pairs, answer_tokens))
+            for term in loss.terms
+        }
     return line | {name: value / pairs for name, value in found.items()} | counts

@@ -29,7 +29,7 @@ def pairs_of_step(step: int, pairs: int, batch: int, seed: int) -> list[int]:
     """Indices of the pairs of update `step`, counted from 1: each pair once an epoch."""
     epoch, place = divmod(step - 1, math.ceil(pairs / batch))
     order = np.random.default_rng((seed, epoch)).permutation(pairs)
-    return order[place * batch:(place + 1) * batch].tolist()
+    return order[place * batch : (place + 1) * batch].tolist()
 
 
 def micro_batches(indices: list[int], pairs: Sequence[Ids], micro: int, world: World) -> list[list[int]]:
@@ -39,4 +39,4 @@ def micro_batches(indices: list[int], pairs: Sequence[Ids], micro: int, world: W
     """
     mine = world.share(sorted(indices, key=lambda i: pairs[i].length))
     most = math.ceil(len(indices) / world.size)  # pairs of process 0
-    return [mine[start:start + micro] for start in range(0, most, micro)]
+    return [mine[start : start + micro] for start in range(0, most, micro)]

@@ -45,8 +45,13 @@ def compute_logprobs(logits: Tensor, labels: Tensor, selection_mask: Tensor | No
     return (selected * mask).sum(-1) / mask.sum(-1)
 
 
-def compute_dpo_loss(model_chosen_logprobs: Tensor, model_rejected_logprobs: Tensor, reference_chosen_logprobs: Tensor,
-                     reference_rejected_logprobs: Tensor, beta: float = 0.1) -> tuple[Tensor, Tensor, Tensor]:
+def compute_dpo_loss(
+    model_chosen_logprobs: Tensor,
+    model_rejected_logprobs: Tensor,
+    reference_chosen_logprobs: Tensor,
+    reference_rejected_logprobs: Tensor,
+    beta: float = 0.1,
+) -> tuple[Tensor, Tensor, Tensor]:
     """(loss, chosen reward, rejected reward), three means over the batch; the rewards are detached and without beta.
 
     The four arguments are log-probabilities of answers, (B,).
@@ -60,18 +65,24 @@ def compute_dpo_loss(model_chosen_logprobs: Tensor, model_rejected_logprobs: Ten
     return losses.mean(), chosen_rewards.mean(), rejected_rewards.mean()
 
 
-def compute_dpo_loss_batch(batch: dict[str, Tensor], policy_model, reference_model, beta: float) -> tuple[Tensor, Tensor, Tensor]:
+def compute_dpo_loss_batch(
+    batch: dict[str, Tensor], policy_model, reference_model, beta: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """`compute_dpo_loss` of a batch of padded sequences.
 
     batch: `chosen` and `rejected`, (B, T) ids of prompt and answer, with `chosen_mask` and `rejected_mask`, (B, T)
     booleans, True at the answer. The models are callables from (B, T) ids to (B, T, V) logits, ours or Hugging Face's.
     """
+
     def logprobs(model, side: str) -> Tensor:
         return compute_logprobs(_logits(model(batch[side])), batch[side], batch[side + "_mask"])
 
     policy_chosen, policy_rejected = logprobs(policy_model, "chosen"), logprobs(policy_model, "rejected")
     with torch.no_grad():
-        reference_chosen, reference_rejected = logprobs(reference_model, "chosen"), logprobs(reference_model, "rejected")
+        reference_chosen, reference_rejected = (
+            logprobs(reference_model, "chosen"),
+            logprobs(reference_model, "rejected"),
+        )
     return compute_dpo_loss(policy_chosen, policy_rejected, reference_chosen, reference_rejected, beta)
 
 

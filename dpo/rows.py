@@ -66,8 +66,9 @@ class Batch(NamedTuple):
         return Batch(*(part.to(device, non_blocking=True) for part in self))
 
 
-def encode(pairs: Sequence[Pair], tokenizer: Tokenizer, max_length: int, one_answer: bool, counted: dict[str, list[int]]
-           ) -> list[tuple[Pair, Ids]]:
+def encode(
+    pairs: Sequence[Pair], tokenizer: Tokenizer, max_length: int, one_answer: bool, counted: dict[str, list[int]]
+) -> list[tuple[Pair, Ids]]:
     """Pairs with their ids, prompt and answers encoded apart, so that the prompt ends exactly where the answers begin.
 
     max_length bounds prompt and longer answer together. A longer prompt loses its beginning, the same for both answers;
@@ -107,14 +108,18 @@ def collate(rows: Sequence[Row]) -> Batch:
     T = max(len(row.tokens) for row in rows)
 
     def column(name: str, filler: int) -> Tensor:
-        return torch.stack([pad(torch.tensor(getattr(row, name)), (0, T - len(row.tokens)), value=filler) for row in rows])
+        return torch.stack(
+            [pad(torch.tensor(getattr(row, name)), (0, T - len(row.tokens)), value=filler) for row in rows]
+        )
 
     return Batch(column("tokens", 0), column("targets", IGNORE), column("positions", 0), column("branch", PADDING))
 
 
 def batch_of(pairs: Sequence[Ids], indices: Sequence[int]) -> Batch:
     """The batch of the pairs `indices`."""
-    return collate([make_row(ids.prompt, *filter(None, (ids.chosen, ids.rejected))) for ids in map(pairs.__getitem__, indices)])
+    return collate(
+        [make_row(ids.prompt, *filter(None, (ids.chosen, ids.rejected))) for ids in map(pairs.__getitem__, indices)]
+    )
 
 
 def may_look(branch: Tensor) -> Tensor:

@@ -1,11 +1,11 @@
 """A run's folder: what was asked, what was measured, where it stopped, what came out.
 
-    runs/NAME/
-        run.json           every flag, what it was resolved to, versions, hashes
-        metrics.jsonl      one line a step and one an evaluation
-        checkpoints/       gpt/checkpoint.py
-        model/             the trained model, a model folder
-        evaluation.json    dpo/evaluate.py, samples.jsonl too
+runs/NAME/
+    run.json           every flag, what it was resolved to, versions, hashes
+    metrics.jsonl      one line a step and one an evaluation
+    checkpoints/       gpt/checkpoint.py
+    model/             the trained model, a model folder
+    evaluation.json    dpo/evaluate.py, samples.jsonl too
 """
 
 import json
@@ -27,7 +27,9 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--out {self.path} is a file; name a folder")
         if self.path.is_dir() and any(self.path.iterdir()) and not resume:
-            what = "holds another run; continue it with --resume" if (self.path / "run.json").exists() else "is not empty"
+            what = (
+                "holds another run; continue it with --resume" if (self.path / "run.json").exists() else "is not empty"
+            )
             raise UserError(f"--out {self.path} {what}, or name a new folder")
         if resume and self.path.is_dir() and any(self.path.iterdir()) and not (self.path / "run.json").exists():
             raise UserError(f"--out {self.path} holds no run to resume (no run.json)")
@@ -51,11 +53,17 @@ class RunFolder:
     def log(self, line: dict) -> None:
         """Append a line to metrics.jsonl."""
         with open(self.metrics, "a", encoding="utf-8") as file:
-            file.write(json.dumps({name: round(v, 7) if isinstance(v, float) else v for name, v in line.items()}) + "\n")
+            file.write(
+                json.dumps({name: round(v, 7) if isinstance(v, float) else v for name, v in line.items()}) + "\n"
+            )
 
     def cut_metrics(self, step: int) -> None:
         """Forget what was logged after `step`, so that a resumed run has every step once."""
-        lines = [line for line in self.metrics.read_text().splitlines() if _step(line) <= step] if self.metrics.exists() else []
+        lines = (
+            [line for line in self.metrics.read_text().splitlines() if _step(line) <= step]
+            if self.metrics.exists()
+            else []
+        )
         part = self.metrics.with_suffix(".part")
         part.write_text("".join(line + "\n" for line in lines))
         os.replace(part, self.metrics)

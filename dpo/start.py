@@ -25,7 +25,9 @@ def open_model(name: str, seed: int = 0) -> tuple[GPT, Tokenizer]:
     folder = model_folder(name or TINY)
     model, tokenizer = load_gpt(folder), Tokenizer.load(folder)
     if tokenizer.vocab_size > model.config.vocab_size:
-        raise UserError(f"{folder}: the vocabulary has {tokenizer.vocab_size} ids, the model only {model.config.vocab_size}")
+        raise UserError(
+            f"{folder}: the vocabulary has {tokenizer.vocab_size} ids, the model only {model.config.vocab_size}"
+        )
     return model, tokenizer
 
 
@@ -41,8 +43,15 @@ class Examples(NamedTuple):
         return hashlib.sha256(repr(self.ids).encode()).hexdigest()
 
 
-def open_examples(path: str, tokenizer: Tokenizer, max_length: int, held_out: float, one_answer: bool,
-                  counted: dict[str, list[int]], may_be_empty: bool = False) -> tuple[Examples, Examples]:
+def open_examples(
+    path: str,
+    tokenizer: Tokenizer,
+    max_length: int,
+    held_out: float,
+    one_answer: bool,
+    counted: dict[str, list[int]],
+    may_be_empty: bool = False,
+) -> tuple[Examples, Examples]:
     """(training, held-out) examples of a pairs file; an empty path is the embedded set.
 
     one_answer: the loss is content with `chosen`. `counted` is filled with what was dropped or cut, by reason.
@@ -51,13 +60,17 @@ def open_examples(path: str, tokenizer: Tokenizer, max_length: int, held_out: fl
     pairs = read_pairs(path, counted) if path else [pair for pair in embedded_pairs() if not teaches_nothing(pair)]
     single = [pair.row for pair in pairs if pair.rejected is None]
     if single and not one_answer:
-        raise UserError(f"{path}, row {single[0]}: field 'rejected' is missing, in {len(single)} of {len(pairs)} rows; this loss "
-                        "compares two answers (--loss sft is content with one)")
+        raise UserError(
+            f"{path}, row {single[0]}: field 'rejected' is missing, in {len(single)} of {len(pairs)} rows; this loss "
+            "compares two answers (--loss sft is content with one)"
+        )
     sides = []
     for side in split(pairs, held_out):
         encoded = encode(side, tokenizer, max_length, one_answer, counted)
         sides.append(Examples([pair for pair, _ in encoded], [ids for _, ids in encoded]))
     if not sides[0].ids and not may_be_empty:
-        raise UserError(f"{path or EMBEDDED}: no pair is left to train on after holding out {held_out:g} and fitting "
-                        f"{max_length} tokens (--held-out, --max-length)")
+        raise UserError(
+            f"{path or EMBEDDED}: no pair is left to train on after holding out {held_out:g} and fitting "
+            f"{max_length} tokens (--held-out, --max-length)"
+        )
     return sides[0], sides[1]

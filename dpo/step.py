@@ -35,10 +35,14 @@ def ask(model: nn.Module, examples: Examples, reference: Tensor, rows: list[int]
     with plan.autocast():
         logp = token_logps(model, batch)  # (B, T)
     said = reference[rows].to(logp.device)  # (B, 2)
-    return Scores(*answer_sums(logp, batch.branch), said[:, 0], said[:, 1], *answer_sums(torch.ones_like(logp), batch.branch)), batch
+    return Scores(
+        *answer_sums(logp, batch.branch), said[:, 0], said[:, 1], *answer_sums(torch.ones_like(logp), batch.branch)
+    ), batch
 
 
-def add_gradients(model: nn.Module, examples: Examples, reference: Tensor, indices: list[int], plan: Plan, expect_zero: bool) -> dict[str, float]:
+def add_gradients(
+    model: nn.Module, examples: Examples, reference: Tensor, indices: list[int], plan: Plan, expect_zero: bool
+) -> dict[str, float]:
     """Add the gradient of the step over the pairs `indices` (of all processes) to the parameters; return its metrics.
 
     expect_zero: no update was made yet, so the policy is the reference and every log-ratio is 0 to rounding. Raises
@@ -54,9 +58,13 @@ def add_gradients(model: nn.Module, examples: Examples, reference: Tensor, indic
             weight = torch.full_like(scores.chosen, float(bool(some)))
             terms = plan.loss(scores)
             weighted = {name: (losses * weight).sum() for name, losses in terms.items()}
-            (plan.loss.total(weighted, pairs, tokens) * plan.world.size).backward()  # gradients are averaged: times size
+            (
+                plan.loss.total(weighted, pairs, tokens) * plan.world.size
+            ).backward()  # gradients are averaged: times size
         if expect_zero and scores.log_ratio.abs().max() > ZERO:
-            raise RuntimeError(f"before the first update the policy is the reference, but a log-ratio is {scores.log_ratio.abs().max():.3g}")
+            raise RuntimeError(
+                f"before the first update the policy is the reference, but a log-ratio is {scores.log_ratio.abs().max():.3g}"
+            )
         found.append(sums(scores, terms, batch, weight, plan.loss))
     return averages(found, plan.loss, plan.world)
 
@@ -71,5 +79,7 @@ def held_out_metrics(policy: nn.Module, examples: Examples, reference: Tensor, p
     found = []
     for some in micro_batches(list(range(len(examples.ids))), examples.ids, 2 * plan.micro, plan.world):
         scores, batch = ask(policy, examples, reference, some or [0], plan)
-        found.append(sums(scores, plan.loss(scores), batch, torch.full_like(scores.chosen, float(bool(some))), plan.loss))
+        found.append(
+            sums(scores, plan.loss(scores), batch, torch.full_like(scores.chosen, float(bool(some))), plan.loss)
+        )
     return averages(found, plan.loss, plan.world)

@@ -12,7 +12,7 @@ import os
 import platform
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -43,27 +43,46 @@ class Flags:
     """
 
     pairs: str = flag("", "JSON or JSONL file of pairs; empty: the embedded set", "what matters first")
-    init: str = flag("", "model folder, run folder or random:SIZE to start from; empty: the embedded data/tiny", "what matters first")
+    init: str = flag(
+        "", "model folder, run folder or random:SIZE to start from; empty: the embedded data/tiny", "what matters first"
+    )
     loss: str = flag("dpo", "a loss, or a sum such as 'dpo(beta=0.2) + 0.5*sft'", "what matters first")
     out: str = flag("", "run folder; empty: a new one under runs/", "what matters first")
-    beta: float = flag(None, "for every loss that takes one; unset: each loss's own. Higher stays closer to the reference", "loss")
+    beta: float = flag(
+        None, "for every loss that takes one; unset: each loss's own. Higher stays closer to the reference", "loss"
+    )
     reference: str = flag("", "model or run folder that log-ratios are taken against; empty: what --init names", "loss")
     epochs: int = flag(1, "passes over the pairs", "steps")
     steps: int = flag(0, "optimizer steps; 0: as many as the epochs give", "steps")
     batch: int = flag(64, "pairs per step, over all processes", "steps")
     micro: int = flag(0, "pairs per forward pass and process; 0: what fits 2 GiB of activations", "steps")
     seed: int = flag(0, "of the order of pairs, of random weights, of dropout", "steps")
-    lr: float = flag(None, "peak rate; unset: 1e-6 at 124M parameters, in inverse proportion to size, 5e-7 to 1e-4; sft 20 times that", "optimizer")
-    warmup: float = flag(0.1, "fraction of the steps over which the rate rises; then half a cosine down to 0", "optimizer")
+    lr: float = flag(
+        None,
+        "peak rate; unset: 1e-6 at 124M parameters, in inverse proportion to size, 5e-7 to 1e-4; sft 20 times that",
+        "optimizer",
+    )
+    warmup: float = flag(
+        0.1, "fraction of the steps over which the rate rises; then half a cosine down to 0", "optimizer"
+    )
     weight_decay: float = flag(0.01, "AdamW's, on matrices and embeddings", "optimizer")
     grad_clip: float = flag(1.0, "largest norm of a step's gradient; 0: no limit", "optimizer")
-    max_length: int = flag(0, "tokens of prompt and longer answer; a longer prompt is cut from the left; 0: the model's context", "data")
+    max_length: int = flag(
+        0, "tokens of prompt and longer answer; a longer prompt is cut from the left; 0: the model's context", "data"
+    )
     held_out: float = flag(0.1, "fraction of the prompts, chosen by hash, that is never trained on", "data")
-    eval_every: int = flag(50, "steps between evaluations on held-out pairs; 0: at the start and the end only", "running")
+    eval_every: int = flag(
+        50, "steps between evaluations on held-out pairs; 0: at the start and the end only", "running"
+    )
     save_every: int = flag(0, "steps between checkpoints; 0: at the end only", "running")
     resume: bool = flag(False, "continue the run in --out from its newest checkpoint", "running")
     device: str = flag("auto", "auto is cuda where there is one, else cpu", "running", ("auto", "cpu", "cuda", "mps"))
-    precision: str = flag("auto", "of matrix products; auto is bf16 where it is native and the model large enough", "running", precision.CHOICES)
+    precision: str = flag(
+        "auto",
+        "of matrix products; auto is bf16 where it is native and the model large enough",
+        "running",
+        precision.CHOICES,
+    )
     dry_run: bool = flag(False, "check flags, model and data, and stop", "running")
 
 
@@ -78,11 +97,15 @@ def main(flags: Flags) -> int:
 def train(job: Job, world: World) -> int:
     """The run. Returns the exit code: 0, or 143 after a signal, with the last finished step saved."""
     flags, loss, steps = job.flags, job.loss, job.steps
-    folder = RunFolder(flags.out or agree(f"runs/{loss.terms[0].name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}", world))
+    folder = RunFolder(
+        flags.out or agree(f"runs/{loss.terms[0].name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}", world)
+    )
     found = latest_checkpoint(folder.checkpoints) if flags.resume else None
     settings = job.settings(world, found[1]["settings"] if found else {})
     if found and (differ := [name for name in settings if settings[name] != found[1]["settings"].get(name)]):
-        raise UserError(f"--resume: {', '.join(differ)} differ from what {folder.path} was started with; give the same flags, or a new --out")
+        raise UserError(
+            f"--resume: {', '.join(differ)} differ from what {folder.path} was started with; give the same flags, or a new --out"
+        )
     done = found[1]["step"] if found else 0
     if done == steps:
         say(f"{folder.path} is finished: {steps} steps", world)
@@ -93,12 +116,18 @@ def train(job: Job, world: World) -> int:
     policy = job.policy.to(world.device)
     plan = Plan(loss, settings["micro"], partial(precision.autocast, settings["precision"], world.device), world)
     # a resumed run too asks for the pairs of all steps: other batches would round otherwise, and its bits would differ
-    met = sorted({i for step in range(1, steps + 1) for i in pairs_of_step(step, len(job.train.ids), flags.batch, flags.seed)})
+    met = sorted(
+        {i for step in range(1, steps + 1) for i in pairs_of_step(step, len(job.train.ids), flags.batch, flags.seed)}
+    )
     references = []
     for examples, wanted in ((job.train, met), (job.held_out, list(range(len(job.held_out.ids))))):
         # before the policy moves: unless --reference names another model, it is its own reference
         model = (job.reference or policy).to(world.device)
-        references.append(reference_scores(model, examples.ids, wanted if loss.needs_reference else [], plan.micro, plan.autocast, world))
+        references.append(
+            reference_scores(
+                model, examples.ids, wanted if loss.needs_reference else [], plan.micro, plan.autocast, world
+            )
+        )
     job.reference = None  # its numbers are all that is needed
 
     optimizer = adamw(policy, flags.weight_decay)
@@ -106,7 +135,9 @@ def train(job: Job, world: World) -> int:
         load_checkpoint(found[0], policy, optimizer)
     if world.is_main:
         versions = {"python": platform.python_version(), "torch": torch.__version__}
-        folder.write_json("run.json", {"flags": asdict(flags), "settings": settings, "processes": world.size, "versions": versions})
+        folder.write_json(
+            "run.json", {"flags": job.record(), "settings": settings, "processes": world.size, "versions": versions}
+        )
         folder.cut_metrics(done if found else -1)
     model = replicate(policy, world)
     stop = StopSignal()
@@ -119,7 +150,14 @@ def train(job: Job, world: World) -> int:
 
     if not found:
         evaluate(0)
-    bar = tqdm(range(done + 1, steps + 1), initial=done, total=steps, desc=loss.terms[0].name, unit="step", disable=not world.is_main)
+    bar = tqdm(
+        range(done + 1, steps + 1),
+        initial=done,
+        total=steps,
+        desc=loss.terms[0].name,
+        unit="step",
+        disable=not world.is_main,
+    )
     for step in bar:
         began = time.perf_counter()
         torch.manual_seed((flags.seed * 1_000_003 + step) * 4096 + world.rank)  # for dropout, and nothing else
@@ -130,14 +168,20 @@ def train(job: Job, world: World) -> int:
         grad_norm = float(torch.nn.utils.clip_grad_norm_(policy.parameters(), flags.grad_clip or math.inf))
         if not math.isfinite(line["loss"] + grad_norm):
             rows = ", ".join(str(job.train.pairs[i].row) for i in indices)
-            raise UserError(f"step {step}: the loss is {line['loss']}, the gradient's norm {grad_norm}; nothing was updated. Try a lower "
-                            f"--lr or --precision fp32. The step's pairs are rows {rows}")
+            raise UserError(
+                f"step {step}: the loss is {line['loss']}, the gradient's norm {grad_norm}; nothing was updated. Try a lower "
+                f"--lr or --precision fp32. The step's pairs are rows {rows}"
+            )
         rate = learning_rate(step, steps, job.lr, flags.warmup)
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.step()
         optimizer.zero_grad()
-        line |= {"grad_norm": grad_norm, "learning_rate": rate, "pairs_per_second": line["pairs"] / (time.perf_counter() - began)}
+        line |= {
+            "grad_norm": grad_norm,
+            "learning_rate": rate,
+            "pairs_per_second": line["pairs"] / (time.perf_counter() - began),
+        }
         if world.is_main:
             folder.log({"step": step, "split": "train", **line})
             bar.set_postfix({short: f"{line[name]:.3g}" for short, name in SHOWN.items() if name in line})
@@ -152,7 +196,7 @@ def train(job: Job, world: World) -> int:
     bar.close()
     if world.is_main:
         save_gpt(folder.model, policy, job.tokenizer)
-    say(f"done    {folder.model}, peak memory {peak_memory(world.device) / 2**30:.2f} GiB a process", world)
+    say(f"done     {folder.model}, peak memory {peak_memory(world.device) / 2**30:.2f} GiB a process", world)
     return 0
 
 

@@ -24,7 +24,9 @@ from gpt.command import UserError
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
 
 
-def save_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict, keep: int = 2) -> Path:
+def save_checkpoint(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict, keep: int = 2
+) -> Path:
     """Write `folder/step-N` for N = state["step"], and remove all but the newest `keep`. Only the main process calls it."""
     final = folder / f"step-{state['step']:06d}"
     part = final.with_name(final.name + ".part")
@@ -32,8 +34,14 @@ def save_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
     part.mkdir(parents=True)
     names = {parameter: name for name, parameter in model.named_parameters()}
     save_file({name: p.detach().contiguous() for p, name in names.items()}, part / FILES[0])
-    save_file({f"{names[p]}/{key}": value.contiguous() for p, values in optimizer.state.items() for key, value in values.items()},
-              part / FILES[1])
+    save_file(
+        {
+            f"{names[p]}/{key}": value.contiguous()
+            for p, values in optimizer.state.items()
+            for key, value in values.items()
+        },
+        part / FILES[1],
+    )
     (part / FILES[2]).write_text(json.dumps(state, indent=2))
     (part / "manifest.json").write_text(json.dumps({name: _sha256(part / name) for name in FILES}, indent=2))
     for file in part.iterdir():
@@ -77,7 +85,11 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
 
 def _sha256(file: Path) -> str:
     with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else hashlib.sha256(stream.read()).hexdigest()
+        return (
+            hashlib.file_digest(stream, "sha256").hexdigest()
+            if hasattr(hashlib, "file_digest")
+            else hashlib.sha256(stream.read()).hexdigest()
+        )
 
 
 def _sync(path: Path) -> None:

@@ -51,9 +51,15 @@ class _Parser(ArgumentParser):
 
 def parse(cls, argv: list[str] | None = None, program: str | None = None):
     """An instance of the dataclass `cls`, from flags named after its fields: --grad-clip 1.0 sets grad_clip."""
-    parser = _Parser(prog=program or _program(), description=cleandoc(cls.__doc__), allow_abbrev=False,
-                     formatter_class=RawDescriptionHelpFormatter)
-    parser.usage = " ".join(["%(prog)s", *(f.name.upper() for f in fields(cls) if "positional" in f.metadata), "[flags]"])
+    parser = _Parser(
+        prog=program or _program(),
+        description=cleandoc(cls.__doc__),
+        allow_abbrev=False,
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    parser.usage = " ".join(
+        ["%(prog)s", *(f.name.upper() for f in fields(cls) if "positional" in f.metadata), "[flags]"]
+    )
     groups = {}
     for f in fields(cls):
         title = f.metadata["group"]
@@ -108,8 +114,10 @@ def _chosen(commands: dict[str, tuple[Callable, type]]) -> int | None:
     if word in ("-h", "--help"):
         print("\n".join(lines))
         return 0
-    raise UserError(f"{f'there is no command {word!r}' if word else 'no command given'}; there are {', '.join(commands)} "
-                    f"(see python {_program()} --help)")
+    raise UserError(
+        f"{f'there is no command {word!r}' if word else 'no command given'}; there are {', '.join(commands)} "
+        f"(see python {_program()} --help)"
+    )
 
 
 def _say_once(line: str) -> None:

@@ -35,8 +35,14 @@ class LayerCache:
 
 
 @torch.no_grad()
-def generate(model: GPT, prompts: Sequence[Sequence[int]], max_new: int, end_of_text: int | None = None,
-             temperature: float = 0.0, generator: torch.Generator | None = None) -> list[list[int]]:
+def generate(
+    model: GPT,
+    prompts: Sequence[Sequence[int]],
+    max_new: int,
+    end_of_text: int | None = None,
+    temperature: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> list[list[int]]:
     """The continuation of each prompt: at most `max_new` ids, ending with `end_of_text` where the model said it.
 
     temperature 0 is greedy; above, tokens are sampled with `generator`. Raises ValueError for an empty prompt, or one
@@ -49,10 +55,14 @@ def generate(model: GPT, prompts: Sequence[Sequence[int]], max_new: int, end_of_
     if int(lengths.min()) < 1:
         raise ValueError("a prompt has no tokens")
     if width + max_new > model.config.n_positions:
-        raise ValueError(f"a prompt of {width} tokens and {max_new} new ones exceed the model's {model.config.n_positions} positions")
+        raise ValueError(
+            f"a prompt of {width} tokens and {max_new} new ones exceed the model's {model.config.n_positions} positions"
+        )
     device = next(model.parameters()).device
     padding = (width - lengths).to(device)  # (B,) columns before each prompt
-    tokens = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)  # (B, width)
+    tokens = torch.tensor(
+        [[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device
+    )  # (B, width)
     caches = [LayerCache() for _ in range(model.config.n_layer)]
     answers: list[list[int]] = [[] for _ in prompts]
     rows = torch.arange(len(prompts), device=device)  # which prompt each row of the batch still works on

@@ -97,13 +97,15 @@ class GPT(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.config = config
-        self.transformer = nn.ModuleDict({
-            "wte": nn.Embedding(config.vocab_size, config.n_embd),
-            "wpe": nn.Embedding(config.n_positions, config.n_embd),
-            "drop": nn.Dropout(config.dropout),
-            "h": nn.ModuleList(Block(config) for _ in range(config.n_layer)),
-            "ln_f": nn.LayerNorm(config.n_embd, config.layer_norm_epsilon),
-        })
+        self.transformer = nn.ModuleDict(
+            {
+                "wte": nn.Embedding(config.vocab_size, config.n_embd),
+                "wpe": nn.Embedding(config.n_positions, config.n_embd),
+                "drop": nn.Dropout(config.dropout),
+                "h": nn.ModuleList(Block(config) for _ in range(config.n_layer)),
+                "ln_f": nn.LayerNorm(config.n_embd, config.layer_norm_epsilon),
+            }
+        )
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.lm_head.weight = self.transformer["wte"].weight
         self.apply(self._initialize)
@@ -122,8 +124,14 @@ class GPT(nn.Module):
     def parameter_count(self) -> int:
         return sum(p.numel() for p in self.parameters())
 
-    def forward(self, tokens: Tensor, targets: Tensor | None = None, positions: Tensor | None = None,
-                mask: Tensor | None = None, cache: list | None = None) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        targets: Tensor | None = None,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: list | None = None,
+    ) -> Tensor:
         """Logits (B, T, V) of the next token; with `targets`, log p(target) (B, T) in float32, 0 where IGNORE.
 
         tokens, targets, positions: (B, T) integers; positions default to 0 .. T-1. mask: boolean, broadcast to
@@ -132,7 +140,9 @@ class GPT(nn.Module):
         """
         if positions is None:
             if tokens.shape[1] > self.config.n_positions:
-                raise ValueError(f"{tokens.shape[1]} tokens in a row, but the model has {self.config.n_positions} positions")
+                raise ValueError(
+                    f"{tokens.shape[1]} tokens in a row, but the model has {self.config.n_positions} positions"
+                )
             positions = torch.arange(tokens.shape[1], device=tokens.device)
         gpt = self.transformer
         x = gpt["drop"](gpt["wte"](tokens) + gpt["wpe"](positions))  # (B, T, C)

@@ -40,7 +40,7 @@ class World(NamedTuple):
 
     def share(self, items: list) -> list:
         """Every size-th item, from this process's own: together the processes have each item once."""
-        return items[self.rank::self.size]
+        return items[self.rank :: self.size]
 
 
 @contextmanager
@@ -69,8 +69,10 @@ def _device(name: str, local_rank: int) -> torch.device:
         if not torch.cuda.is_available():
             raise UserError("--device cuda: torch sees no CUDA device here; use --device cpu")
         if local_rank >= torch.cuda.device_count():
-            raise UserError(f"--device cuda: process {local_rank} has no device, there are {torch.cuda.device_count()}; "
-                            "start one process per device (--nproc_per_node)")
+            raise UserError(
+                f"--device cuda: process {local_rank} has no device, there are {torch.cuda.device_count()}; "
+                "start one process per device (--nproc_per_node)"
+            )
         torch.cuda.set_device(local_rank)
         return torch.device("cuda", local_rank)
     if name == "mps" and not torch.backends.mps.is_available():
@@ -103,7 +105,7 @@ def agree(text: str, world: World) -> str:
         return text
     letters = torch.zeros(1000, dtype=torch.uint8, device=world.device)
     encoded = text.encode()
-    letters[:len(encoded)] = torch.tensor(list(encoded), dtype=torch.uint8)
+    letters[: len(encoded)] = torch.tensor(list(encoded), dtype=torch.uint8)
     dist.broadcast(letters, src=0)
     return bytes(letters.tolist()).rstrip(b"\0").decode()
 

@@ -13,7 +13,7 @@ SMALL = 10_000_000  # parameters; on CPU the products of smaller models gain not
 
 
 def resolve(precision: str, device: torch.device, parameters: int) -> str:
-    """"fp32" or "bf16"; "auto" is bf16 where the device computes it natively and the model is large enough."""
+    """ "fp32" or "bf16"; "auto" is bf16 where the device computes it natively and the model is large enough."""
     if precision != "auto":
         return precision
     if device.type == "cuda":

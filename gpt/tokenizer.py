@@ -50,21 +50,28 @@ class Tokenizer:
     or two merges with the same result (tiktoken ranks results, not pairs).
     """
 
-    def __init__(self, ids: dict[bytes, int], merges: Sequence[tuple[bytes, bytes]], end_of_text: int, where: str = "vocabulary"):
+    def __init__(
+        self, ids: dict[bytes, int], merges: Sequence[tuple[bytes, bytes]], end_of_text: int, where: str = "vocabulary"
+    ):
         self.ids, self.merges, self.end_of_text = ids, merges, end_of_text
         learned = [left + right for left, right in merges]
         tokens = [bytes([b]) for b in range(256)] + learned
         missing = [token for token in tokens if token not in ids]
         if missing:
-            raise UserError(f"{where}: {len(missing)} tokens have no id, the first is {missing[0]!r}; vocab.json and merges.txt "
-                            "must come from the same byte-level BPE")
+            raise UserError(
+                f"{where}: {len(missing)} tokens have no id, the first is {missing[0]!r}; vocab.json and merges.txt "
+                "must come from the same byte-level BPE"
+            )
         if len(set(tokens)) < len(tokens):
             twice = Counter(tokens).most_common(1)[0][0]
-            raise UserError(f"{where}: {twice!r} is the result of two merges; this is no byte-level BPE that can be read here")
+            raise UserError(
+                f"{where}: {twice!r} is the result of two merges; this is no byte-level BPE that can be read here"
+            )
         # tiktoken wants one number to be both the rank of a merge and the id; a vocabulary may number them otherwise.
         self._id_of_rank = [ids[token] for token in tokens]
-        self._encoding = tiktoken.Encoding("bpe", pat_str=SPLIT, mergeable_ranks={t: i for i, t in enumerate(tokens)},
-                                           special_tokens={})
+        self._encoding = tiktoken.Encoding(
+            "bpe", pat_str=SPLIT, mergeable_ranks={t: i for i, t in enumerate(tokens)}, special_tokens={}
+        )
         self._bytes_of_id = {i: token for token, i in ids.items()} | {end_of_text: END_OF_TEXT.encode()}
 
     @property
@@ -81,9 +88,11 @@ class Tokenizer:
         try:
             ranks = tiktoken.get_encoding("gpt2")._mergeable_ranks
         except Exception as error:  # requests' and urllib3's errors share no base narrower than this
-            raise UserError("GPT-2's vocabulary is not on this machine and could not be downloaded "
-                            f"({type(error).__name__}); connect once, or set TIKTOKEN_CACHE_DIR to a folder that holds "
-                            "tiktoken's files, or use a model folder with vocab.json and merges.txt") from None
+            raise UserError(
+                "GPT-2's vocabulary is not on this machine and could not be downloaded "
+                f"({type(error).__name__}); connect once, or set TIKTOKEN_CACHE_DIR to a folder that holds "
+                "tiktoken's files, or use a model folder with vocab.json and merges.txt"
+            ) from None
         return cls(ranks, _merges_of(ranks), len(ranks), "GPT-2's vocabulary")
 
     @classmethod
@@ -93,14 +102,22 @@ class Tokenizer:
         byte_of = {letter: b for b, letter in _byte_letters().items()}
         for name in ("vocab.json", "merges.txt"):
             if not (folder / name).is_file():
-                raise UserError(f"{folder / name} is missing; a model folder with a vocabulary has vocab.json and merges.txt")
+                raise UserError(
+                    f"{folder / name} is missing; a model folder with a vocabulary has vocab.json and merges.txt"
+                )
         try:
             vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
             end_of_text = vocabulary.pop(END_OF_TEXT)
             ids = {bytes(byte_of[letter] for letter in token): i for token, i in vocabulary.items()}
         except KeyError as error:
-            raise UserError(f"{folder / 'vocab.json'}: {error.args[0]!r} is " + ("missing" if error.args[0] == END_OF_TEXT else
-                            "no letter of a byte-level BPE vocabulary such as GPT-2's")) from None
+            raise UserError(
+                f"{folder / 'vocab.json'}: {error.args[0]!r} is "
+                + (
+                    "missing"
+                    if error.args[0] == END_OF_TEXT
+                    else "no letter of a byte-level BPE vocabulary such as GPT-2's"
+                )
+            ) from None
         except (ValueError, AttributeError) as error:
             raise UserError(f"{folder / 'vocab.json'} is no JSON object of tokens and ids: {error}") from None
         merges = []
@@ -109,7 +126,9 @@ class Tokenizer:
                 continue
             pair = line.split(" ")
             if len(pair) != 2 or not set(line) <= set(byte_of) | {" "}:
-                raise UserError(f"{folder / 'merges.txt'}, line {number}: a merge is two tokens and one space, found {line!r}")
+                raise UserError(
+                    f"{folder / 'merges.txt'}, line {number}: a merge is two tokens and one space, found {line!r}"
+                )
             merges.append(tuple(bytes(byte_of[letter] for letter in token) for token in pair))
         return cls(ids, merges, end_of_text, str(folder))
 
@@ -144,7 +163,7 @@ def _merges_of(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
         pieces = [bytes([b]) for b in token]
         while len(pieces) > 2:
             best = min(range(len(pieces) - 1), key=lambda i: ranks.get(pieces[i] + pieces[i + 1], rank))
-            pieces[best:best + 2] = [pieces[best] + pieces[best + 1]]
+            pieces[best : best + 2] = [pieces[best] + pieces[best + 1]]
         if len(pieces) == 2:
             merges.append(tuple(pieces))
     return merges

@@ -25,8 +25,14 @@ TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "ml
 BUFFERS = (".attn.bias", ".attn.masked_bias")  # causal masks that old files carry; no weights
 
 # Settings of config.json that change the function; GPT computes these values and no others.
-FIXED = {"activation_function": "gelu_new", "n_inner": None, "scale_attn_weights": True,
-         "scale_attn_by_inverse_layer_idx": False, "reorder_and_upcast_attn": False, "tie_word_embeddings": True}
+FIXED = {
+    "activation_function": "gelu_new",
+    "n_inner": None,
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "reorder_and_upcast_attn": False,
+    "tie_word_embeddings": True,
+}
 
 
 def model_folder(path: str | Path) -> Path:
@@ -36,8 +42,10 @@ def model_folder(path: str | Path) -> Path:
         if (folder / "config.json").is_file():
             return folder
     if not path.exists():
-        raise UserError(f"{path} does not exist; a model is a folder with config.json and model.safetensors, a run folder, "
-                        f"or random:SIZE with SIZE one of {', '.join(SIZES)}")
+        raise UserError(
+            f"{path} does not exist; a model is a folder with config.json and model.safetensors, a run folder, "
+            f"or random:SIZE with SIZE one of {', '.join(SIZES)}"
+        )
     raise UserError(f"{path} is no model folder: it has no config.json" + ("" if path.is_dir() else " (it is a file)"))
 
 
@@ -54,16 +62,25 @@ def load_gpt(folder: str | Path) -> GPT:
     if "lm_head.weight" in state:
         head = state.pop("lm_head.weight")
         if not torch.equal(head, state.get("transformer.wte.weight", head)):
-            raise UserError(f"{folder}: lm_head.weight differs from transformer.wte.weight; an untied head cannot be read")
+            raise UserError(
+                f"{folder}: lm_head.weight differs from transformer.wte.weight; an untied head cannot be read"
+            )
     for name in [name for name in state if name.endswith(TRANSPOSED)]:
         state[name] = state[name].t()
-    for what, names in (("is missing", expected.keys() - state.keys()), ("is no part of this GPT-2", state.keys() - expected.keys())):
+    for what, names in (
+        ("is missing", expected.keys() - state.keys()),
+        ("is no part of this GPT-2", state.keys() - expected.keys()),
+    ):
         if names:
             raise UserError(f"{folder / 'model.safetensors'}: {min(names)} {what} ({len(names)} such)")
     for name, value in expected.items():
         if state[name].shape != value.shape:
-            raise UserError(f"{folder / 'model.safetensors'}: {name} is {tuple(state[name].shape)}, config.json asks for {tuple(value.shape)}")
-    model.load_state_dict({name: state[name].float() for name in expected} | {"lm_head.weight": state["transformer.wte.weight"].float()})
+            raise UserError(
+                f"{folder / 'model.safetensors'}: {name} is {tuple(state[name].shape)}, config.json asks for {tuple(value.shape)}"
+            )
+    model.load_state_dict(
+        {name: state[name].float() for name in expected} | {"lm_head.weight": state["transformer.wte.weight"].float()}
+    )
     return model.eval()
 
 
@@ -78,7 +95,9 @@ def _read_config(file: Path) -> GPTConfig:
     for name, value in FIXED.items():
         if found.get(name, value) != value and not (name == "n_inner" and found[name] == 4 * found.get("n_embd", 768)):
             raise UserError(f"{file}: {name} is {found[name]!r}; this GPT-2 computes {value!r}")
-    shape = {name: found[name] for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head") if name in found}
+    shape = {
+        name: found[name] for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head") if name in found
+    }
     wrong = [name for name, value in shape.items() if type(value) is not int or value < 1]
     if wrong:
         raise UserError(f"{file}: {wrong[0]} is {shape[wrong[0]]!r}, it must be a whole number above 0")
@@ -91,14 +110,24 @@ def _read_config(file: Path) -> GPTConfig:
 def _read_weights(file: Path) -> dict[str, Tensor]:
     if not file.is_file():
         pickled = file.with_name("pytorch_model.bin").exists()
-        raise UserError(f"{file} is missing" + ("; pytorch_model.bin is a pickle, which can run code, and is not read: load it with "
-                        "transformers and save_pretrained it anew" if pickled else ""))
+        raise UserError(
+            f"{file} is missing"
+            + (
+                "; pytorch_model.bin is a pickle, which can run code, and is not read: load it with "
+                "transformers and save_pretrained it anew"
+                if pickled
+                else ""
+            )
+        )
     try:
         tensors = load_file(file)
     except SafetensorError as error:
         raise UserError(f"{file} is no whole safetensors file: {error}") from None
     tensors = {name: value for name, value in tensors.items() if not name.endswith(BUFFERS)}
-    return {name if name.startswith(("transformer.", "lm_head.")) else "transformer." + name: value for name, value in tensors.items()}
+    return {
+        name if name.startswith(("transformer.", "lm_head.")) else "transformer." + name: value
+        for name, value in tensors.items()
+    }
 
 
 def save_gpt(folder: str | Path, model: GPT, tokenizer: Tokenizer) -> None:
@@ -107,18 +136,39 @@ def save_gpt(folder: str | Path, model: GPT, tokenizer: Tokenizer) -> None:
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    state = {name: value.detach().float().cpu() for name, value in model.state_dict().items() if name != "lm_head.weight"}
+    state = {
+        name: value.detach().float().cpu() for name, value in model.state_dict().items() if name != "lm_head.weight"
+    }
     state = {name: (value.t() if name.endswith(TRANSPOSED) else value).contiguous() for name, value in state.items()}
     save_file(state, part / "model.safetensors", metadata={"format": "pt"})
     os.chmod(part / "model.safetensors", 0o644)  # safetensors leaves it to its owner alone
-    config = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "vocab_size": c.vocab_size, "n_positions": c.n_positions,
-              "n_ctx": c.n_positions, "n_embd": c.n_embd, "n_layer": c.n_layer, "n_head": c.n_head, **FIXED,
-              "layer_norm_epsilon": c.layer_norm_epsilon, "attn_pdrop": c.dropout, "embd_pdrop": c.dropout,
-              "resid_pdrop": c.dropout, "bos_token_id": tokenizer.end_of_text, "eos_token_id": tokenizer.end_of_text,
-              "torch_dtype": "float32"}
+    config = {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "vocab_size": c.vocab_size,
+        "n_positions": c.n_positions,
+        "n_ctx": c.n_positions,
+        "n_embd": c.n_embd,
+        "n_layer": c.n_layer,
+        "n_head": c.n_head,
+        **FIXED,
+        "layer_norm_epsilon": c.layer_norm_epsilon,
+        "attn_pdrop": c.dropout,
+        "embd_pdrop": c.dropout,
+        "resid_pdrop": c.dropout,
+        "bos_token_id": tokenizer.end_of_text,
+        "eos_token_id": tokenizer.end_of_text,
+        "torch_dtype": "float32",
+    }
     (part / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    tokens = {"tokenizer_class": "GPT2Tokenizer", "model_max_length": c.n_positions, "bos_token": END_OF_TEXT,
-              "eos_token": END_OF_TEXT, "unk_token": END_OF_TEXT, "add_prefix_space": False}
+    tokens = {
+        "tokenizer_class": "GPT2Tokenizer",
+        "model_max_length": c.n_positions,
+        "bos_token": END_OF_TEXT,
+        "eos_token": END_OF_TEXT,
+        "unk_token": END_OF_TEXT,
+        "add_prefix_space": False,
+    }
     (part / "tokenizer_config.json").write_text(json.dumps(tokens, indent=2) + "\n")
     tokenizer.save(part)
     old = folder.with_name(folder.name + ".old")

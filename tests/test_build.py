@@ -125,11 +125,15 @@ def shown(text: str) -> dict[str, str]:
 
 
 def test_the_report_counts_lengths_repeats_and_splits_as_a_loop_does(tokenizer: Tokenizer):
-    pairs = [Pair(f"Say {'very ' * (i % 7)}hello {i % 13}.", "Good morning!" * (1 + i % 2), "What?" * (1 + i % 3), i) for i in range(60)]
+    pairs = [Pair(f"Say {'very ' * (i % 7)}hello {i % 5}.", "Good morning!" * (1 + i % 2), "What?" * (1 + i % 3), i) for i in range(60)]
     pairs += pairs[:4]
     lines = shown(report(pairs, {"an empty answer": [61]}, tokenizer, 0.3, 40))
     assert lines["pairs"] == "64" and lines["dropped"] == "an empty answer: 1 pair (row 61)"
-    assert lines["prompts"].startswith(f"{len(set(p.prompt for p in pairs))} distinct;")
+    prompts = [pair.prompt for pair in pairs]
+    repeats = sum(prompt in prompts[:i] for i, prompt in enumerate(prompts))
+    # four were appended whole, others share a prompt and differ in an answer or in the row alone
+    same = sum(pair[:3] in [other[:3] for other in pairs[:i]] for i, pair in enumerate(pairs))
+    assert lines["prompts"] == f"{len(set(prompts))} distinct; {repeats} pairs repeat a prompt, {same} a whole pair" and 0 < same < repeats
     training, held_out = split(pairs, 0.3)
     assert lines["split"].startswith(f"{len(training)} to train on, {len(held_out)} held out")
 

@@ -11,7 +11,7 @@ import pytest
 from data.pairs import Pair, write_rows
 from data.rules import COURTEOUS, RUDE, preference_rows
 from dpo.evaluate import Answer, answer, differences, rates
-from dpo.start import open_model
+from dpo.start import TINY, open_model
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -80,8 +80,9 @@ def test_the_command_writes_before_and_after_of_a_run(tmp_path):
 
 
 @pytest.mark.parametrize("flags, expected", [(["--policy", "nowhere"], "nowhere does not exist"), ([], "--policy"),
-                                             (["--policy", ROOT / "data/tiny", "--max-new", 256], "--max-new is 256"),
-                                             (["--policy", ROOT / "data/tiny", "--held-out", 0], "no pair is held out")])
+                                             (["--policy", TINY], "name a model to compare with"),
+                                             (["--policy", TINY, "--reference", TINY, "--max-new", 256], "--max-new is 256"),
+                                             (["--policy", TINY, "--reference", TINY, "--held-out", 0], "no pair is held out")])
 def test_bad_input_is_one_line_and_code_2(flags, expected):
     done = evaluate(*flags)
     assert done.returncode == 2 and expected in done.stderr and done.stderr.count("\n") == 1
