@@ -27,6 +27,7 @@ class Verdict(NamedTuple):
 
 
 def styled(answer: str, phrase: tuple[str, str]) -> str:
+    """The plain answer in a manner: "5" and ("Certainly! ", "") are "Certainly! 5"."""
     return phrase[0] + answer + phrase[1]
 
 

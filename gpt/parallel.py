@@ -84,7 +84,7 @@ def replicate(model: nn.Module, world: World) -> nn.Module:
     """The same model on every process, its gradients averaged. `model` must be on its device already."""
     if world.size == 1:
         return model
-    return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+    return DistributedDataParallel(model, gradient_as_bucket_view=True)  # a GPT has no buffers to keep alike
 
 
 def accumulate(model: nn.Module, last: bool):

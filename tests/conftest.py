@@ -30,7 +30,9 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
     """A vocabulary learned from a few of the embedded rows."""
-    return train_bpe([f"{r['instruction']} {r['input']} {r['chosen']} {r['rejected']}" for r in preference_rows(60)], 330)
+    return train_bpe(
+        [f"{r['instruction']} {r['input']} {r['chosen']} {r['rejected']}" for r in preference_rows(60)], 330
+    )
 
 
 @pytest.fixture(scope="session")
@@ -40,6 +42,7 @@ def make_gpt():
     Its weights are far from zero: a model as it is initialized finds every token about as likely as any other, and
     would hide a wrong mask or a wrong place.
     """
+
     def make(seed: int = 0, double: bool = False, **config) -> GPT:
         with torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(seed)
@@ -54,8 +57,12 @@ def make_gpt():
 @pytest.fixture(scope="session")
 def random_ids():
     """A function that makes pairs of random ids below `vocabulary`, of random lengths."""
+
     def make(count: int, seed: int = 0, vocabulary: int = 40) -> list[Ids]:
         rng = Random(seed)
-        return [Ids(*([rng.randrange(vocabulary) for _ in range(rng.randint(1, 9))] for _ in range(3))) for _ in range(count)]
+        return [
+            Ids(*([rng.randrange(vocabulary) for _ in range(rng.randint(1, 9))] for _ in range(3)))
+            for _ in range(count)
+        ]
 
     return make

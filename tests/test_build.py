@@ -22,9 +22,16 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.fixture
 def build(tmp_path):
     """A function that runs the command in another folder than the repository's and returns the finished process."""
+
     def build(*words, code: int = 0, **environment) -> subprocess.CompletedProcess:
-        done = subprocess.run([sys.executable, str(ROOT / "data" / "build.py"), *map(str, words)], cwd=tmp_path,
-                              env=os.environ | environment, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "data" / "build.py"), *map(str, words)],
+            cwd=tmp_path,
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
         assert done.returncode == code, done.stderr
         return done
 
@@ -32,6 +39,7 @@ def build(tmp_path):
 
 
 # The commands
+
 
 def test_rules_writes_the_same_bytes_every_time_and_they_are_the_embedded_rows(build, tmp_path):
     for name, hash_seed in (("one.jsonl", "1"), ("two.jsonl", "2")):
@@ -59,7 +67,9 @@ def test_rules_out_dash_writes_nothing_and_shows_the_summary(build, tmp_path):
 
 
 def test_rules_says_so_where_the_tasks_are_fewer_than_asked_for(monkeypatch, capsys):
-    monkeypatch.setattr("data.tasks.FAMILIES", {"count": FAMILIES["count"]._replace(make=lambda rng: (pick(rng, "abc"), "1"))})
+    monkeypatch.setattr(
+        "data.tasks.FAMILIES", {"count": FAMILIES["count"]._replace(make=lambda rng: (pick(rng, "abc"), "1"))}
+    )
     rules(Rules(out="-", count=99))
     prompts = 3 * len(FAMILIES["count"].wordings)
     said = capsys.readouterr().out
@@ -68,8 +78,13 @@ def test_rules_says_so_where_the_tasks_are_fewer_than_asked_for(monkeypatch, cap
 
 
 def test_check_counts_what_is_known_of_the_real_rows(build, shared):
-    done = build("check", shared / "data" / "instruction-data-with-preference.json", "--model", "gpt2",
-                 TIKTOKEN_CACHE_DIR=str(shared / "tiktoken"))
+    done = build(
+        "check",
+        shared / "data" / "instruction-data-with-preference.json",
+        "--model",
+        "gpt2",
+        TIKTOKEN_CACHE_DIR=str(shared / "tiktoken"),
+    )
     assert re.search(r"^pairs +1,094$", done.stdout, re.MULTILINE)
     assert re.search(r"^dropped +chosen equal to rejected: 6 pairs", done.stdout, re.MULTILINE)
     assert re.search(r"; 25 pairs repeat a prompt", done.stdout)
@@ -109,7 +124,10 @@ BAD = [
 @pytest.mark.parametrize("words, expected", [case[1:] for case in BAD], ids=[case[0] for case in BAD])
 def test_bad_input_is_one_line_and_code_2_and_leaves_every_file_as_it_was(build, tmp_path, words, expected):
     write_rows(tmp_path / "good.jsonl", preference_rows(20))
-    write_rows(tmp_path / "bad.jsonl", [{"prompt": "a", "chosen": "b", "rejected": "c"}, {"prompt": "a", "chosen": "b", "rejectd": "c"}])
+    write_rows(
+        tmp_path / "bad.jsonl",
+        [{"prompt": "a", "chosen": "b", "rejected": "c"}, {"prompt": "a", "chosen": "b", "rejectd": "c"}],
+    )
     (tmp_path / "folder").mkdir()
     before = sorted(tmp_path.rglob("*"))
     done = build(*words, code=2)
@@ -119,13 +137,17 @@ def test_bad_input_is_one_line_and_code_2_and_leaves_every_file_as_it_was(build,
 
 # The report
 
+
 def shown(text: str) -> dict[str, str]:
     """What the report says, by the name at the head of each line."""
     return {line[:16].strip(): line[16:] for line in text.splitlines()}
 
 
 def test_the_report_counts_lengths_repeats_and_splits_as_a_loop_does(tokenizer: Tokenizer):
-    pairs = [Pair(f"Say {'very ' * (i % 7)}hello {i % 5}.", "Good morning!" * (1 + i % 2), "What?" * (1 + i % 3), i) for i in range(60)]
+    pairs = [
+        Pair(f"Say {'very ' * (i % 7)}hello {i % 5}.", "Good morning!" * (1 + i % 2), "What?" * (1 + i % 3), i)
+        for i in range(60)
+    ]
     pairs += pairs[:4]
     lines = shown(report(pairs, {"an empty answer": [61]}, tokenizer, 0.3, 40))
     assert lines["pairs"] == "64" and lines["dropped"] == "an empty answer: 1 pair (row 61)"
@@ -133,12 +155,21 @@ def test_the_report_counts_lengths_repeats_and_splits_as_a_loop_does(tokenizer: 
     repeats = sum(prompt in prompts[:i] for i, prompt in enumerate(prompts))
     # four were appended whole, others share a prompt and differ in an answer or in the row alone
     same = sum(pair[:3] in [other[:3] for other in pairs[:i]] for i, pair in enumerate(pairs))
-    assert lines["prompts"] == f"{len(set(prompts))} distinct; {repeats} pairs repeat a prompt, {same} a whole pair" and 0 < same < repeats
+    assert (
+        lines["prompts"] == f"{len(set(prompts))} distinct; {repeats} pairs repeat a prompt, {same} a whole pair"
+        and 0 < same < repeats
+    )
     training, held_out = split(pairs, 0.3)
     assert lines["split"].startswith(f"{len(training)} to train on, {len(held_out)} held out")
 
-    lengths = {side: [len(tokenizer.encode(text)) + end for text in texts] for side, end, texts in (
-        ("prompt", 0, [p.prompt for p in pairs]), ("chosen", 1, [p.chosen for p in pairs]), ("rejected", 1, [p.rejected for p in pairs]))}
+    lengths = {
+        side: [len(tokenizer.encode(text)) + end for text in texts]
+        for side, end, texts in (
+            ("prompt", 0, [p.prompt for p in pairs]),
+            ("chosen", 1, [p.chosen for p in pairs]),
+            ("rejected", 1, [p.rejected for p in pairs]),
+        )
+    }
     for side, found in lengths.items():
         assert lines[f"{side} tokens"].startswith(f"median {median(found):g}, ")
         assert lines[f"{side} tokens"].endswith(f"longest {max(found)}, {sum(found):,} in all")

@@ -41,7 +41,7 @@ def test_there_is_something_to_look_at():
 @pytest.mark.parametrize("name", SOURCES)
 def test_imports_go_one_way_gpt_data_dpo(name):
     room = Path(name).parts[0]
-    later = ROOMS[ROOMS.index(room) + 1:]
+    later = ROOMS[ROOMS.index(room) + 1 :]
     assert not [module for module in imported(TREES[name]) if module.split(".")[0] in (*later, "tests")]
 
 
@@ -56,8 +56,13 @@ def test_imports_name_the_whole_path_of_a_module_that_exists(name):
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_what_is_imported_from_our_modules_is_public(name):
-    private = [alias.name for node in ast.walk(TREES[name]) if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ROOMS
-               for alias in node.names if alias.name.startswith("_")]
+    private = [
+        alias.name
+        for node in ast.walk(TREES[name])
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ROOMS
+        for alias in node.names
+        if alias.name.startswith("_")
+    ]
     assert not private
 
 
@@ -75,14 +80,18 @@ def test_no_module_bears_the_name_of_one_of_the_standard_library(name):
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_nothing_is_unpickled_and_no_objects_travel_between_processes(name):
-    assert not {"pickle", "dill", "marshal", "shelve", "joblib"} & {module.split(".")[0] for module in imported(TREES[name])}
+    assert not {"pickle", "dill", "marshal", "shelve", "joblib"} & {
+        module.split(".")[0] for module in imported(TREES[name])
+    }
     for node in ast.walk(TREES[name]):
         if isinstance(node, ast.Call):
             called = dotted(node.func)
             assert called not in ("torch.load", "torch.save", "eval", "exec"), f"line {node.lineno}"
             assert not called.endswith(("_object", "_object_list")), f"line {node.lineno}"
-            assert not any(key.arg == "allow_pickle" or key.arg == "weights_only" and getattr(key.value, "value", None) is not True
-                           for key in node.keywords), f"line {node.lineno}"
+            assert not any(
+                key.arg == "allow_pickle" or key.arg == "weights_only" and getattr(key.value, "value", None) is not True
+                for key in node.keywords
+            ), f"line {node.lineno}"
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -102,14 +111,24 @@ def test_every_file_and_every_public_function_says_what_it_is_for(name):
     """A command may leave it to its flags: the docstring of their dataclass is what --help shows."""
     tree = TREES[name]
     assert ast.get_docstring(tree)
-    flags = {node.name for node in tree.body if isinstance(node, ast.ClassDef) and node.decorator_list and ast.get_docstring(node)}
+    flags = {
+        node.name
+        for node in tree.body
+        if isinstance(node, ast.ClassDef) and node.decorator_list and ast.get_docstring(node)
+    }
 
     def is_command(function: ast.FunctionDef) -> bool:
         parameters = function.args.args
         return len(parameters) == 1 and dotted(parameters[0].annotation) in flags
 
-    silent = [node.name for node in tree.body if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
-              and not ast.get_docstring(node) and not is_command(node)]
+    silent = [
+        node.name
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef)
+        and not node.name.startswith("_")
+        and not ast.get_docstring(node)
+        and not is_command(node)
+    ]
     assert not silent
 
 
@@ -121,14 +140,25 @@ def test_no_variable_of_a_module_changes(name):
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_script_finds_the_repository_from_its_own_place_before_it_imports_from_it(name):
     lines = FILES[name].read_text(encoding="utf-8").splitlines()
-    first = next((i for i, line in enumerate(lines) if line.startswith(tuple(f"from {room}." for room in ROOMS))), len(lines))
+    first = next(
+        (i for i, line in enumerate(lines) if line.startswith(tuple(f"from {room}." for room in ROOMS))), len(lines)
+    )
     assert any(line.startswith("sys.path.insert(0, str(Path(__file__).resolve()") for line in lines[:first])
 
 
 def test_every_script_shows_its_help_from_another_folder(tmp_path):
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    started = {name: subprocess.Popen([sys.executable, str(ROOT / name), "--help"], cwd=tmp_path, env=environment, text=True,
-                                      stdout=subprocess.PIPE, stderr=subprocess.PIPE) for name in SCRIPTS}
+    started = {
+        name: subprocess.Popen(
+            [sys.executable, str(ROOT / name), "--help"],
+            cwd=tmp_path,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for name in SCRIPTS
+    }
     for name, process in started.items():  # all at once: most of the time goes into importing torch
         out, errors = process.communicate(timeout=60)
         assert (process.returncode, errors) == (0, ""), name
@@ -138,5 +168,10 @@ def test_every_script_shows_its_help_from_another_folder(tmp_path):
 
 def test_the_commands_of_a_script_show_their_flags(tmp_path):
     for command, flag in (("rules", "--count"), ("check", "--held-out")):
-        done = subprocess.run([sys.executable, str(ROOT / "data" / "build.py"), command, "--help"], cwd=tmp_path, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "data" / "build.py"), command, "--help"],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
         assert done.returncode == 0 and flag in done.stdout

@@ -22,13 +22,18 @@ def softplus(x: float) -> float:
 FORMULA = {
     "dpo": lambda c, r, C, R, n, m, beta: softplus(-beta * ((c - C) - (r - R))),
     "dpo_norm": lambda c, r, C, R, n, m, beta: softplus(-beta * ((c - C) / n - (r - R) / m)),
-    "cdpo": lambda c, r, C, R, n, m, beta, label_smoothing: (1 - label_smoothing) * softplus(-beta * ((c - C) - (r - R)))
-    + label_smoothing * softplus(beta * ((c - C) - (r - R))),
+    "cdpo": lambda c, r, C, R, n, m, beta, label_smoothing: (
+        (1 - label_smoothing) * softplus(-beta * ((c - C) - (r - R)))
+        + label_smoothing * softplus(beta * ((c - C) - (r - R)))
+    ),
     "ipo": lambda c, r, C, R, n, m, beta: ((c - C) / n - (r - R) / m - 0.5 / beta) ** 2,
     "hinge": lambda c, r, C, R, n, m, beta: max(0.0, 1 - beta * ((c - C) - (r - R))),
     "sft": lambda c, r, C, R, n, m: -c,
 }
-KEYWORDS = {name: {} if name == "sft" else {"beta": 0.3} | ({"label_smoothing": 0.2} if name == "cdpo" else {}) for name in FORMULA}
+KEYWORDS = {
+    name: {} if name == "sft" else {"beta": 0.3} | ({"label_smoothing": 0.2} if name == "cdpo" else {})
+    for name in FORMULA
+}
 PREFERENCE = sorted(set(LOSSES) - ONE_ANSWER)
 LOGISTIC = ["dpo", "dpo_norm", "cdpo"]
 
@@ -65,6 +70,7 @@ def test_gains_and_log_ratio_are_differences_to_the_reference():
 
 
 # What the formulas promise
+
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_gradients_are_those_of_finite_differences(name):
@@ -121,7 +127,9 @@ def test_smoothing_is_a_mixture_of_the_pair_and_the_pair_exchanged(seed):
 @pytest.mark.parametrize("beta, smoothing", [(0.1, 0.1), (0.5, 0.2), (2.0, 0.01)])
 def test_cdpo_is_smallest_at_the_margin_its_docstring_names(beta, smoothing):
     best = log((1 - smoothing) / smoothing) / beta
-    least, *others = LOSSES["cdpo"](scores(best, best - 0.01, best + 0.01, 0, 10 * best), beta=beta, label_smoothing=smoothing).tolist()
+    least, *others = LOSSES["cdpo"](
+        scores(best, best - 0.01, best + 0.01, 0, 10 * best), beta=beta, label_smoothing=smoothing
+    ).tolist()
     assert least < min(others)
 
 
@@ -154,7 +162,13 @@ def test_a_higher_beta_pulls_less_once_the_policy_has_moved_away_for_what_it_pul
 @given(st.integers(0, 2**31), st.floats(0.01, 5))
 def test_dpo_norm_is_the_books_loss_on_means(seed, beta):
     s = random_scores(seed)
-    book = compute_dpo_loss(s.chosen / s.chosen_len, s.rejected / s.rejected_len, s.ref_chosen / s.chosen_len, s.ref_rejected / s.rejected_len, beta)
+    book = compute_dpo_loss(
+        s.chosen / s.chosen_len,
+        s.rejected / s.rejected_len,
+        s.ref_chosen / s.chosen_len,
+        s.ref_rejected / s.rejected_len,
+        beta,
+    )
     assert torch.allclose(LOSSES["dpo_norm"](s, beta=beta).mean(), book[0])
 
 
@@ -170,20 +184,28 @@ def test_losses_with_one_answer_do_not_look_at_the_other_or_at_the_reference():
     s = random_scores(3)
     nan = torch.full_like(s.chosen, math.nan)
     for name in ONE_ANSWER:
-        assert torch.equal(LOSSES[name](s), LOSSES[name](s._replace(rejected=nan, ref_chosen=nan, ref_rejected=nan, rejected_len=nan)))
+        assert torch.equal(
+            LOSSES[name](s), LOSSES[name](s._replace(rejected=nan, ref_chosen=nan, ref_rejected=nan, rejected_len=nan))
+        )
 
 
 # The grammar of a spec
 
-@pytest.mark.parametrize("spec, expected", [
-    ("dpo", [(1, "dpo", {})]),
-    ("  ipo( beta = 0.2 ) ", [(1, "ipo", {"beta": 0.2})]),
-    ("dpo + 0.2*sft", [(1, "dpo", {}), (0.2, "sft", {})]),
-    ("dpo(beta=0.2)+0.5 * sft", [(1, "dpo", {"beta": 0.2}), (0.5, "sft", {})]),
-    ("2*cdpo(beta=0.2, label_smoothing=0.3) + sft + 1e-1*hinge(beta=1e+1)",
-     [(2, "cdpo", {"beta": 0.2, "label_smoothing": 0.3}), (1, "sft", {}), (0.1, "hinge", {"beta": 10.0})]),
-    ("dpo()", [(1, "dpo", {})]),
-])
+
+@pytest.mark.parametrize(
+    "spec, expected",
+    [
+        ("dpo", [(1, "dpo", {})]),
+        ("  ipo( beta = 0.2 ) ", [(1, "ipo", {"beta": 0.2})]),
+        ("dpo + 0.2*sft", [(1, "dpo", {}), (0.2, "sft", {})]),
+        ("dpo(beta=0.2)+0.5 * sft", [(1, "dpo", {"beta": 0.2}), (0.5, "sft", {})]),
+        (
+            "2*cdpo(beta=0.2, label_smoothing=0.3) + sft + 1e-1*hinge(beta=1e+1)",
+            [(2, "cdpo", {"beta": 0.2, "label_smoothing": 0.3}), (1, "sft", {}), (0.1, "hinge", {"beta": 10.0})],
+        ),
+        ("dpo()", [(1, "dpo", {})]),
+    ],
+)
 def test_a_spec_is_a_sum_of_weights_names_and_keywords(spec, expected):
     found = parse_loss(spec)
     assert [(term.weight, term.name) for term in found.terms] == [case[:2] for case in expected]
@@ -194,12 +216,20 @@ def test_a_spec_is_a_sum_of_weights_names_and_keywords(spec, expected):
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_name_alone_means_the_functions_own_defaults(name):
     s = random_scores(2)
-    term, = parse_loss(name)(s).values()
+    (term,) = parse_loss(name)(s).values()
     assert torch.equal(term, LOSSES[name](s))
 
 
-@pytest.mark.parametrize("spec, betas", [("dpo", [0.7]), ("dpo(beta=0.2)", [0.2]), ("sft + ipo", [None, 0.7]),
-                                         ("hinge + dpo(beta=0.2)", [0.7, 0.2]), ("cdpo(label_smoothing=0.3)", [0.7])])
+@pytest.mark.parametrize(
+    "spec, betas",
+    [
+        ("dpo", [0.7]),
+        ("dpo(beta=0.2)", [0.2]),
+        ("sft + ipo", [None, 0.7]),
+        ("hinge + dpo(beta=0.2)", [0.7, 0.2]),
+        ("cdpo(label_smoothing=0.3)", [0.7]),
+    ],
+)
 def test_beta_binds_to_every_term_that_takes_one_and_did_not_set_it(spec, betas):
     loss = parse_loss(spec, beta=0.7)
     assert [term.keywords.get("beta") for term in loss.terms] == betas
@@ -211,7 +241,10 @@ def test_rewards_without_any_beta_are_log_probabilities():
 
 
 def test_what_a_loss_needs_is_what_its_terms_need():
-    needs = {spec: (parse_loss(spec).needs_reference, parse_loss(spec).needs_rejected) for spec in ("sft", "dpo", "sft + dpo", "ipo")}
+    needs = {
+        spec: (parse_loss(spec).needs_reference, parse_loss(spec).needs_rejected)
+        for spec in ("sft", "dpo", "sft + dpo", "ipo")
+    }
     assert needs == {"sft": (False, False), "dpo": (True, True), "sft + dpo": (True, True), "ipo": (True, True)}
 
 
@@ -222,7 +255,10 @@ positive = st.floats(1e-6, 1e6)
 def test_a_loss_written_out_is_read_back_as_the_same_loss(names, data):
     terms = []
     for name in names:
-        keywords = {key: data.draw(positive if key == "beta" else st.floats(0, 0.49)) for key in parse_loss(name).terms[0].keywords}
+        keywords = {
+            key: data.draw(positive if key == "beta" else st.floats(0, 0.49))
+            for key in parse_loss(name).terms[0].keywords
+        }
         terms.append(Term(data.draw(positive), name, keywords))
     loss = Loss(tuple(terms))
     assert parse_loss(str(loss)) == loss and parse_loss(str(loss), beta=9.0) == loss
@@ -233,16 +269,37 @@ def test_a_loss_written_out_names_every_keyword():
 
 
 WRONG = [
-    ("", ["''"]), ("dpo +", ["''"]), ("dpo - sft", ["'dpo - sft'"]), ("0.5 dpo", ["'0.5 dpo'"]), ("dpo(beta=0.1", ["dpo(beta=0.1"]),
-    ("dop", ["no loss 'dop'", "did you mean dpo?", *LOSSES]), ("xyz", ["'xyz'", *LOSSES]), ("DPO", ["'DPO'", "dpo"]),
-    ("dpo(bta=0.1)", ["dpo", "'bta'", "beta"]), ("sft(beta=0.1)", ["sft", "'beta'", "none"]), ("dpo(0.1)", ["dpo", "'0.1'", "beta"]),
+    ("", ["''"]),
+    ("dpo +", ["''"]),
+    ("dpo - sft", ["'dpo - sft'"]),
+    ("0.5 dpo", ["'0.5 dpo'"]),
+    ("dpo(beta=0.1", ["dpo(beta=0.1"]),
+    ("dop", ["no loss 'dop'", "did you mean dpo?", *LOSSES]),
+    ("xyz", ["'xyz'", *LOSSES]),
+    ("DPO", ["'DPO'", "dpo"]),
+    ("dpo(bta=0.1)", ["dpo", "'bta'", "beta"]),
+    ("sft(beta=0.1)", ["sft", "'beta'", "none"]),
+    ("dpo(0.1)", ["dpo", "'0.1'", "beta"]),
     ("cdpo(beta=0.1, smoothing=0.2)", ["'smoothing'", "label_smoothing"]),
-    ("dpo(beta=high)", ["beta", "number", "'high'"]), ("dpo(beta=)", ["beta", "number"]), ("dpo(beta=[1])", ["beta", "number"]),
-    ("dpo(beta=1+2j)", ["beta", "number"]), ("x*dpo", ["weight", "'x'"]), ("0*sft", ["weight of sft", "0"]), ("-1*sft", ["weight of sft", "-1"]),
-    ("dpo(beta=0)", ["beta", "above 0"]), ("dpo(beta=-0.1)", ["beta is -0.1", "above 0"]), ("dpo(beta=1e999)", ["beta is inf"]),
-    ("cdpo(label_smoothing=0.5)", ["label_smoothing is 0.5", "below 0.5"]), ("cdpo(label_smoothing=-0.1)", ["label_smoothing", "at least 0"]),
-    ("1e999*sft", ["weight of sft"]), ("dpo + sft + dpo", ["dpo stands twice"]), ("dpo(beta=1, beta=2)", ["beta", "twice"]),
-    ("dpo(beta=" + "9" * 400 + ")", ["beta"]), ("9" * 400 + "*sft", ["weight"]), ("dpo\nsft", ["sft"]), ("dpo(beta='a\nb')", ["beta"]),
+    ("dpo(beta=high)", ["beta", "number", "'high'"]),
+    ("dpo(beta=)", ["beta", "number"]),
+    ("dpo(beta=[1])", ["beta", "number"]),
+    ("dpo(beta=1+2j)", ["beta", "number"]),
+    ("x*dpo", ["weight", "'x'"]),
+    ("0*sft", ["weight of sft", "0"]),
+    ("-1*sft", ["weight of sft", "-1"]),
+    ("dpo(beta=0)", ["beta", "above 0"]),
+    ("dpo(beta=-0.1)", ["beta is -0.1", "above 0"]),
+    ("dpo(beta=1e999)", ["beta is inf"]),
+    ("cdpo(label_smoothing=0.5)", ["label_smoothing is 0.5", "below 0.5"]),
+    ("cdpo(label_smoothing=-0.1)", ["label_smoothing", "at least 0"]),
+    ("1e999*sft", ["weight of sft"]),
+    ("dpo + sft + dpo", ["dpo stands twice"]),
+    ("dpo(beta=1, beta=2)", ["beta", "twice"]),
+    ("dpo(beta=" + "9" * 400 + ")", ["beta"]),
+    ("9" * 400 + "*sft", ["weight"]),
+    ("dpo\nsft", ["sft"]),
+    ("dpo(beta='a\nb')", ["beta"]),
 ]
 
 
@@ -271,6 +328,7 @@ def test_whatever_is_given_as_a_spec_is_a_loss_or_one_error_for_the_user(spec):
 
 # Sums
 
+
 def test_a_sum_divides_each_term_by_what_it_counts_and_weighs_it():
     sums = {"dpo": torch.tensor(6.0), "sft": torch.tensor(50.0)}
     assert parse_loss("dpo + 0.5*sft").total(sums, pairs=4, tokens=20).item() == pytest.approx(6 / 4 + 0.5 * 50 / 20)
@@ -283,7 +341,9 @@ def test_the_total_of_one_loss_is_the_mean_over_pairs_or_over_tokens(name):
     losses = parse_loss(name)(s)[name]
     count = s.chosen_len.sum() if name == "sft" else len(losses)
     assert (name in PER_TOKEN) == (name == "sft")
-    assert torch.allclose(parse_loss(name).total({name: losses.sum()}, len(losses), s.chosen_len.sum().item()), losses.sum() / count)
+    assert torch.allclose(
+        parse_loss(name).total({name: losses.sum()}, len(losses), s.chosen_len.sum().item()), losses.sum() / count
+    )
 
 
 def test_calling_a_loss_gives_the_terms_unweighted_by_name():

@@ -12,13 +12,20 @@ ALONE = World(0, 1, torch.device("cpu"))
 
 # Four pairs: (policy chosen, rejected, reference chosen, rejected), and rows of ids with the lengths of their answers.
 SAID = [(-5.0, -9.0, -6.0, -8.0), (-7.0, -4.0, -6.0, -4.0), (-3.0, -3.0, -3.0, -3.0), (-2.0, -6.0, -4.0, -5.0)]
-IDS = [Ids([1, 2, 3], [1] * 4, [1] * 2), Ids([1], [1] * 3, [1] * 5), Ids([1, 2], [1] * 1, [1] * 1), Ids([1, 2, 3, 4], [1] * 6, [1] * 2)]
+IDS = [
+    Ids([1, 2, 3], [1] * 4, [1] * 2),
+    Ids([1], [1] * 3, [1] * 5),
+    Ids([1, 2], [1] * 1, [1] * 1),
+    Ids([1, 2, 3, 4], [1] * 6, [1] * 2),
+]
 
 
 def micro(rows: list[int], loss, weight: float = 1.0) -> dict[str, torch.Tensor]:
     """The sums of the pairs `rows` as one micro-batch."""
     four = torch.tensor([SAID[i] for i in rows]).unbind(1)
-    scores = Scores(*four, *(torch.tensor([float(len(getattr(IDS[i], side))) for i in rows]) for side in ("chosen", "rejected")))
+    scores = Scores(
+        *four, *(torch.tensor([float(len(getattr(IDS[i], side))) for i in rows]) for side in ("chosen", "rejected"))
+    )
     return sums(scores, loss(scores), batch_of(IDS, rows), torch.full((len(rows),), weight), loss)
 
 
@@ -27,13 +34,23 @@ def test_every_metric_is_what_arithmetic_over_the_pairs_gives():
     line = averages([micro([0, 1, 2, 3], loss)], loss, ALONE)
     gain_chosen, gain_rejected = [1, -1, 0, 2], [-1, 0, 0, -1]
     expected = {
-        "loss": sum(torch.nn.functional.softplus(torch.tensor(-0.5 * (c - r))).item() for c, r in zip(gain_chosen, gain_rejected)) / 4,
-        "rewards/chosen": 0.5 * sum(gain_chosen) / 4, "rewards/rejected": 0.5 * sum(gain_rejected) / 4,
+        "loss": sum(
+            torch.nn.functional.softplus(torch.tensor(-0.5 * (c - r))).item()
+            for c, r in zip(gain_chosen, gain_rejected)
+        )
+        / 4,
+        "rewards/chosen": 0.5 * sum(gain_chosen) / 4,
+        "rewards/rejected": 0.5 * sum(gain_rejected) / 4,
         "rewards/margins": 0.5 * (sum(gain_chosen) - sum(gain_rejected)) / 4,
         "rewards/accuracies": (1 + 0 + 0.5 + 1) / 4,  # pair 2 is a tie
-        "logps/chosen": (-5 - 7 - 3 - 2) / 4, "logps/rejected": (-9 - 4 - 3 - 6) / 4,
-        "length/chosen": (4 + 3 + 1 + 6) / 4, "length/rejected": (2 + 5 + 1 + 2) / 4,
-        "pairs": 4, "tokens": 8 + 8 + 3 + 11, "padding": 1 - (8 + 8 + 3 + 11) / (4 * 11)}
+        "logps/chosen": (-5 - 7 - 3 - 2) / 4,
+        "logps/rejected": (-9 - 4 - 3 - 6) / 4,
+        "length/chosen": (4 + 3 + 1 + 6) / 4,
+        "length/rejected": (2 + 5 + 1 + 2) / 4,
+        "pairs": 4,
+        "tokens": 8 + 8 + 3 + 11,
+        "padding": 1 - (8 + 8 + 3 + 11) / (4 * 11),
+    }
     assert line == pytest.approx(expected) and line.keys() == expected.keys()
     assert isinstance(line["pairs"], int) and isinstance(line["tokens"], int)
 
@@ -51,14 +68,18 @@ def test_how_pairs_are_cut_into_micro_batches_changes_nothing_but_the_padding(sp
 
 def test_a_row_of_weight_0_counts_for_nothing():
     loss = parse_loss("dpo + 0.5*sft")
-    assert averages([micro([0, 1], loss), micro([3], loss, weight=0.0)], loss, ALONE) == averages([micro([0, 1], loss)], loss, ALONE)
+    assert averages([micro([0, 1], loss), micro([3], loss, weight=0.0)], loss, ALONE) == averages(
+        [micro([0, 1], loss)], loss, ALONE
+    )
 
 
 def test_each_term_of_a_sum_is_logged_unweighted_in_its_own_unit_and_the_loss_is_their_weighted_sum():
     loss = parse_loss("dpo + 0.5*sft")
     line = averages([micro([0, 1, 2], loss), micro([3], loss)], loss, ALONE)
     assert line["loss/sft"] == pytest.approx((5 + 7 + 3 + 2) / (4 + 3 + 1 + 6))  # by tokens of the chosen answers
-    assert line["loss/dpo"] == pytest.approx(averages([micro([0, 1, 2, 3], parse_loss("dpo"))], parse_loss("dpo"), ALONE)["loss"])
+    assert line["loss/dpo"] == pytest.approx(
+        averages([micro([0, 1, 2, 3], parse_loss("dpo"))], parse_loss("dpo"), ALONE)["loss"]
+    )
     assert line["loss"] == pytest.approx(line["loss/dpo"] + 0.5 * line["loss/sft"])
 
 
@@ -90,4 +111,6 @@ def test_a_tie_to_rounding_counts_one_half(difference, expected):
 def test_the_sums_carry_no_gradient():
     loss = parse_loss("dpo")
     scores = Scores(*(torch.tensor([x], requires_grad=True) for x in (-1.0, -2.0, -3.0, -4.0, 4.0, 2.0)))
-    assert not any(value.requires_grad for value in sums(scores, loss(scores), batch_of(IDS, [0]), torch.ones(1), loss).values())
+    assert not any(
+        value.requires_grad for value in sums(scores, loss(scores), batch_of(IDS, [0]), torch.ones(1), loss).values()
+    )

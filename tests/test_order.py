@@ -30,6 +30,7 @@ def of_lengths(lengths) -> list[Ids]:
 
 # Steps
 
+
 @given(counts, batches, seeds, st.integers(0, 3))
 def test_every_pair_comes_exactly_once_an_epoch_in_batches_of_the_size_asked(pairs, batch, seed, epoch):
     steps = steps_in_epochs(pairs, batch, 1)
@@ -65,6 +66,7 @@ def test_a_pair_comes_early_as_often_as_late():
 
 # Micro-batches
 
+
 @given(st.lists(st.integers(2, 50), min_size=1, max_size=30), st.integers(1, 4), st.integers(1, 8), st.data())
 def test_processes_share_a_step_without_loss_and_do_the_same_number_of_passes(lengths, size, micro, data):
     pairs = of_lengths(lengths)
@@ -78,14 +80,19 @@ def test_processes_share_a_step_without_loss_and_do_the_same_number_of_passes(le
         assert len(process[0]) <= micro and len(process) <= math.ceil(max(shares) / micro)
         # full ones first, then a partial one, then empty ones
         assert [len(some) for some in process] == [max(0, min(micro, share - micro * n)) for n in range(len(process))]
-        assert [pairs[i].length for some in process for i in some] == sorted(pairs[i].length for some in process for i in some)
+        assert [pairs[i].length for some in process for i in some] == sorted(
+            pairs[i].length for some in process for i in some
+        )
 
 
 @given(st.lists(st.integers(2, 50), min_size=4, max_size=30), st.integers(2, 4))
 def test_every_process_gets_short_and_long_pairs_alike(lengths, size):
     # the n-th pair of one process is never longer than the n+1-th of another
     pairs = of_lengths(lengths)
-    shares = [[pairs[some[0]].length for some in micro_batches(list(range(len(pairs))), pairs, 1, world) if some] for world in worlds(size)]
+    shares = [
+        [pairs[some[0]].length for some in micro_batches(list(range(len(pairs))), pairs, 1, world) if some]
+        for world in worlds(size)
+    ]
     for one in shares:
         for other in shares:
             assert all(a <= b for a, b in zip(one, other[1:]))
@@ -101,7 +108,9 @@ def test_a_step_without_pairs_has_no_micro_batches():
     assert [micro_batches([], of_lengths([5]), 2, world) for world in worlds(3)] == [[], [], []]
 
 
-@pytest.mark.parametrize("indices, shares", [([3, 0, 6, 1], [[[6], [3]], [[1], [0]]]), ([5, 2, 4], [[[5], [4]], [[2], []]])])
+@pytest.mark.parametrize(
+    "indices, shares", [([3, 0, 6, 1], [[[6], [3]], [[1], [0]]]), ([5, 2, 4], [[[5], [4]], [[2], []]])]
+)
 def test_the_picture_of_the_docstring(indices, shares):
     lengths = {6: 2, 1: 3, 3: 4, 0: 5, 5: 2, 2: 3, 4: 4}  # so that the first step is sorted 6 1 3 0, the second 5 2 4
     pairs = of_lengths([lengths[i] for i in range(7)])

@@ -30,6 +30,7 @@ Add.
 @pytest.fixture
 def read(tmp_path):
     """A function from the content of a file to the pairs in it; `dropped` may be handed on."""
+
     def read(content: str | bytes, dropped: dict | None = None) -> list[Pair]:
         file = tmp_path / "pairs.json"
         file.write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -41,6 +42,7 @@ def read(tmp_path):
 @pytest.fixture
 def refusal(read, tmp_path):
     """A function from the content of a file to the message with which it is refused."""
+
     def refusal(content: str | bytes) -> str:
         with pytest.raises(UserError) as caught:
             read(content)
@@ -54,11 +56,15 @@ def refusal(read, tmp_path):
 
 # Reading
 
+
 def test_a_json_list_and_json_lines_give_the_same_pairs_and_count_rows_from_1(read):
     rows = [GOOD, TASK, GOOD | {"prompt": "été 日本"}]
     lines = [json.dumps(row) for row in rows]
-    expected = [Pair("Say hello.", "Good morning!", "What?", 1), Pair(AS_IN_THE_BOOK, "Certainly! 5", "5, obviously", 2, "5"),
-                Pair("été 日本", "Good morning!", "What?", 3)]
+    expected = [
+        Pair("Say hello.", "Good morning!", "What?", 1),
+        Pair(AS_IN_THE_BOOK, "Certainly! 5", "5, obviously", 2, "5"),
+        Pair("été 日本", "Good morning!", "What?", 3),
+    ]
     assert read(json.dumps(rows)) == expected
     assert read(json.dumps(rows, indent=4, ensure_ascii=False)) == expected
     assert read("\n".join(lines)) == expected
@@ -101,7 +107,7 @@ def test_an_absent_or_null_rejected_is_a_row_with_one_answer(read):
 
 
 def test_family_group_and_unknown_fields_are_kept_or_passed_over(read):
-    pair, = read(json.dumps(TASK | {"family": "sum", "group": "sum: 2 + 3", "source": {"any": "thing"}}))
+    (pair,) = read(json.dumps(TASK | {"family": "sum", "group": "sum: 2 + 3", "source": {"any": "thing"}}))
     assert (pair.family, pair.group) == ("sum", "sum: 2 + 3")
 
 
@@ -114,13 +120,25 @@ MISSING = [
     ("null", {"prompt": "a", "chosen": None, "rejected": "c"}, ["row 2", "'chosen'"]),
     ("misspelt chosen", {"prompt": "a", "chosn": "b", "rejected": "c"}, ["row 2", "'chosen'", "'chosn'"]),
     ("misspelt rejected", {"prompt": "a", "chosen": "b", "rejectd": "c"}, ["row 2", "'rejected'", "'rejectd'"]),
-    ("misspelt input", {"instruction": "a", "inptu": "x", "chosen": "b", "rejected": "c"}, ["row 2", "'input'", "'inptu'"]),
-    ("misspelt instruction", {"instuction": "a", "chosen": "b", "rejected": "c"}, ["row 2", "'instruction'", "'instuction'"]),
+    (
+        "misspelt input",
+        {"instruction": "a", "inptu": "x", "chosen": "b", "rejected": "c"},
+        ["row 2", "'input'", "'inptu'"],
+    ),
+    (
+        "misspelt instruction",
+        {"instuction": "a", "chosen": "b", "rejected": "c"},
+        ["row 2", "'instruction'", "'instuction'"],
+    ),
     ("number", {"prompt": 3, "chosen": "b", "rejected": "c"}, ["row 2", "'prompt'", "a number"]),
     ("list", {"prompt": "a", "chosen": ["b"], "rejected": "c"}, ["row 2", "'chosen'", "a list"]),
     ("true", {"prompt": "a", "chosen": "b", "rejected": True}, ["row 2", "'rejected'", "true or false"]),
     ("object", {"instruction": "a", "input": {}, "chosen": "b", "rejected": "c"}, ["row 2", "'input'", "an object"]),
-    ("half a surrogate pair", {"prompt": "a", "chosen": "b \ud83d", "rejected": "c"}, ["row 2", "'chosen'", "character 2"]),
+    (
+        "half a surrogate pair",
+        {"prompt": "a", "chosen": "b \ud83d", "rejected": "c"},
+        ["row 2", "'chosen'", "character 2"],
+    ),
     ("no object", ["a", "b", "c"], ["row 2", "a JSON object", "a list"]),
     ("no row", None, ["row 2", "a JSON object", "null"]),
 ]
@@ -133,16 +151,19 @@ def test_a_bad_row_is_refused_by_file_row_and_field(refusal, row, expected):
         assert all(part in message for part in expected), message
 
 
-@pytest.mark.parametrize("content, line", [
-    ('[\n{"prompt": "a"},\n{"prompt" "b"}\n]', "line 3"),
-    ('[{"prompt": "a", "chosen": "b"}', "line 1"),
-    ('{"prompt": "a", "chosen": "b"}\n\n{"prompt": oops}\n', "line 3"),
-    ('{"prompt": "a", "chosen": "b"}\n{"prompt": "a", "chosen": "b"', "line 2"),
-    ('{\n  "prompt": "a"\n}', "line 1"),
-    ('[{"prompt": "a", "chosen": "b"}] and more', "line 1"),
-    ("<html>", "line 1"),
-    ("[" * 100_000, "line 1"),
-])
+@pytest.mark.parametrize(
+    "content, line",
+    [
+        ('[\n{"prompt": "a"},\n{"prompt" "b"}\n]', "line 3"),
+        ('[{"prompt": "a", "chosen": "b"}', "line 1"),
+        ('{"prompt": "a", "chosen": "b"}\n\n{"prompt": oops}\n', "line 3"),
+        ('{"prompt": "a", "chosen": "b"}\n{"prompt": "a", "chosen": "b"', "line 2"),
+        ('{\n  "prompt": "a"\n}', "line 1"),
+        ('[{"prompt": "a", "chosen": "b"}] and more', "line 1"),
+        ("<html>", "line 1"),
+        ("[" * 100_000, "line 1"),
+    ],
+)
 def test_bad_json_is_refused_with_its_line(refusal, content, line):
     message = refusal(content)
     assert line in message and "bad JSON" in message
@@ -186,8 +207,14 @@ keys = st.sampled_from(FIELDS) | st.sampled_from(["chosn", "inptu", "rejectd", "
 rows = st.dictionaries(keys, scalars | st.lists(scalars, max_size=2), max_size=5) | scalars
 
 
-@given(st.one_of(st.text(), st.binary(), st.lists(rows, max_size=4).map(json.dumps),
-                 st.lists(rows, max_size=4).map(lambda several: "\n".join(map(json.dumps, several)))))
+@given(
+    st.one_of(
+        st.text(),
+        st.binary(),
+        st.lists(rows, max_size=4).map(json.dumps),
+        st.lists(rows, max_size=4).map(lambda several: "\n".join(map(json.dumps, several))),
+    )
+)
 @example('{"prompt": NaN, "chosen": Infinity}')
 @example("[\x00]")
 def test_whatever_stands_in_a_file_gives_pairs_or_one_error_for_the_user(tmp_path_factory, content):
@@ -202,6 +229,7 @@ def test_whatever_stands_in_a_file_gives_pairs_or_one_error_for_the_user(tmp_pat
 
 # Dropping
 
+
 def test_what_teaches_nothing_is_dropped_and_counted_by_reason_and_row(read):
     dropped = {}
     same, empty, blank = GOOD | {"rejected": GOOD["chosen"]}, GOOD | {"rejected": ""}, GOOD | {"chosen": " \n\t"}
@@ -215,18 +243,23 @@ def test_answers_that_differ_in_a_space_alone_are_kept(read):
 
 
 def test_a_summary_counts_everything_and_shows_the_first_rows():
-    assert summary({"an empty answer": [3, 7], "chosen equal to rejected": [9]}) == \
-        "an empty answer: 2 pairs (rows 3, 7); chosen equal to rejected: 1 pair (row 9)"
+    assert (
+        summary({"an empty answer": [3, 7], "chosen equal to rejected": [9]})
+        == "an empty answer: 2 pairs (rows 3, 7); chosen equal to rejected: 1 pair (row 9)"
+    )
     assert summary({"x": list(range(1, 9))}) == "x: 8 pairs (rows 1, 2, 3, 4, 5, ...)"
     assert summary({}) == ""
 
 
 # Splitting
 
+
 def pairs_of(prompts: list[int], groups_of: int) -> list[Pair]:
     """A pair per prompt; with groups_of > 0 that many neighbouring prompts make a group."""
-    return [Pair(f"prompt {p}", f"chosen {i}", "rejected", group=f"group {p // groups_of}" if groups_of else None)
-            for i, p in enumerate(prompts)]
+    return [
+        Pair(f"prompt {p}", f"chosen {i}", "rejected", group=f"group {p // groups_of}" if groups_of else None)
+        for i, p in enumerate(prompts)
+    ]
 
 
 prompts = st.lists(st.integers(0, 30), max_size=60)
@@ -289,8 +322,13 @@ def test_the_real_rows_keep_1094_pairs_drop_6_and_split_as_asked(shared):
 
 # Writing
 
-@given(st.lists(st.fixed_dictionaries({name: st.text(max_size=20) for name in ("prompt", "chosen", "rejected")}), max_size=5))
-@example([{"prompt": "a\nb\r\n\u2028\x85\"\\", "chosen": "\ufeff", "rejected": "\x00"}])
+
+@given(
+    st.lists(
+        st.fixed_dictionaries({name: st.text(max_size=20) for name in ("prompt", "chosen", "rejected")}), max_size=5
+    )
+)
+@example([{"prompt": 'a\nb\r\n\u2028\x85"\\', "chosen": "\ufeff", "rejected": "\x00"}])
 def test_rows_that_were_written_are_read_back_as_they_were(tmp_path_factory, rows):
     file = tmp_path_factory.getbasetemp() / "round" / "trip.jsonl"
     write_rows(file, rows)

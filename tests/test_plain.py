@@ -11,8 +11,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from dpo.plain import compute_dpo_loss, compute_dpo_loss_batch, compute_logprobs, get_log_probs
 
-
 # The book's functions ("LLM from scratch", DPO chapter), statement by statement.
+
 
 def book_logprobs(logits, labels, selection_mask=None):
     labels = labels[:, 1:].clone()
@@ -28,7 +28,9 @@ def book_logprobs(logits, labels, selection_mask=None):
         return selected_log_probs.mean(-1)
 
 
-def book_loss(model_chosen_logprobs, model_rejected_logprobs, reference_chosen_logprobs, reference_rejected_logprobs, beta=0.1):
+def book_loss(
+    model_chosen_logprobs, model_rejected_logprobs, reference_chosen_logprobs, reference_rejected_logprobs, beta=0.1
+):
     model_logratios = model_chosen_logprobs - model_rejected_logprobs
     reference_logratios = reference_chosen_logprobs - reference_rejected_logprobs
     logits = model_logratios - reference_logratios
@@ -40,11 +42,17 @@ def book_loss(model_chosen_logprobs, model_rejected_logprobs, reference_chosen_l
 
 def book_loss_batch(batch, policy_model, reference_model, beta):
     policy_chosen_log_probas = book_logprobs(policy_model(batch["chosen"]), batch["chosen"], batch["chosen_mask"])
-    policy_rejected_log_probas = book_logprobs(policy_model(batch["rejected"]), batch["rejected"], batch["rejected_mask"])
+    policy_rejected_log_probas = book_logprobs(
+        policy_model(batch["rejected"]), batch["rejected"], batch["rejected_mask"]
+    )
     with torch.no_grad():
         ref_chosen_log_probas = book_logprobs(reference_model(batch["chosen"]), batch["chosen"], batch["chosen_mask"])
-        ref_rejected_log_probas = book_logprobs(reference_model(batch["rejected"]), batch["rejected"], batch["rejected_mask"])
-    return book_loss(policy_chosen_log_probas, policy_rejected_log_probas, ref_chosen_log_probas, ref_rejected_log_probas, beta)
+        ref_rejected_log_probas = book_logprobs(
+            reference_model(batch["rejected"]), batch["rejected"], batch["rejected_mask"]
+        )
+    return book_loss(
+        policy_chosen_log_probas, policy_rejected_log_probas, ref_chosen_log_probas, ref_rejected_log_probas, beta
+    )
 
 
 # On paper: logits are logarithms of odds, so that each probability is a fraction one can see.
@@ -58,8 +66,10 @@ def test_logprobs_are_the_mean_over_the_next_tokens():
     assert compute_logprobs(ODDS.log(), LABELS).tolist() == pytest.approx([expected])
 
 
-@pytest.mark.parametrize("mask, expected", [([1, 1, 1], (math.log(1 / 2) + math.log(3 / 8)) / 2), ([0, 1, 0], math.log(1 / 2)),
-                                            ([1, 0, 1], math.log(3 / 8))])
+@pytest.mark.parametrize(
+    "mask, expected",
+    [([1, 1, 1], (math.log(1 / 2) + math.log(3 / 8)) / 2), ([0, 1, 0], math.log(1 / 2)), ([1, 0, 1], math.log(3 / 8))],
+)
 @pytest.mark.parametrize("dtype", [torch.bool, torch.float, torch.long])
 def test_the_mask_is_shifted_like_the_labels_and_divides_by_what_it_selects(mask, expected, dtype):
     assert compute_logprobs(ODDS.log(), LABELS, torch.tensor([mask]).to(dtype)).tolist() == pytest.approx([expected])
@@ -100,7 +110,9 @@ def test_equal_models_give_ln_2_and_a_gradient_that_raises_chosen_as_much_as_it_
     assert loss.item() == pytest.approx(math.log(2)) and [r.item() for r in rewards] == [0, 0]
     loss.backward()
     # d/dx of -log sigmoid(beta x) at 0 is -beta / 2, and the mean is over 4
-    assert chosen.grad.tolist() == pytest.approx([-0.3 / 2 / 4] * 4) and rejected.grad.tolist() == pytest.approx([0.3 / 2 / 4] * 4)
+    assert chosen.grad.tolist() == pytest.approx([-0.3 / 2 / 4] * 4) and rejected.grad.tolist() == pytest.approx(
+        [0.3 / 2 / 4] * 4
+    )
 
 
 @given(st.integers(1, 4), st.integers(2, 7), st.integers(2, 9), st.integers(0, 2**31), st.booleans())
@@ -120,6 +132,7 @@ def test_the_loss_is_the_books_on_any_input(B, beta, seed):
 
 
 # Summed log-probabilities
+
 
 def test_get_log_probs_on_paper():
     assert get_log_probs(ODDS.log(), LABELS).tolist() == pytest.approx([math.log(1 / 2 * 3 / 8)])
@@ -147,14 +160,16 @@ def test_get_log_probs_is_what_a_loop_over_places_adds_up(B, T, V, seed):
 
 # Models
 
+
 @pytest.fixture
 def batch() -> dict[str, torch.Tensor]:
     """Two padded pairs: prompts of 4 and 3 tokens, answers of 3, 2 and 1, 4; the padding is any token."""
+
     def side(lengths: list[tuple[int, int]], seed: int) -> tuple[torch.Tensor, torch.Tensor]:
         tokens = torch.randint(40, (2, 8), generator=torch.Generator().manual_seed(seed))
         mask = torch.zeros(2, 8, dtype=torch.bool)
         for row, (prompt, answer) in enumerate(lengths):
-            mask[row, prompt:prompt + answer] = True
+            mask[row, prompt : prompt + answer] = True
         return tokens, mask
 
     (chosen, chosen_mask), (rejected, rejected_mask) = side([(4, 3), (3, 1)], 0), side([(4, 2), (3, 4)], 1)

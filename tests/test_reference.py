@@ -14,12 +14,15 @@ ALONE = World(0, 1, torch.device("cpu"))
 
 def asked_one_by_one(model, pairs: list[Ids]) -> torch.Tensor:
     """log p of both answers of each pair, (pairs, 2), from logits, each answer in a row of its own."""
+
     def said(prompt: list[int], answer: list[int]) -> float:
-        logits = model(torch.tensor([prompt + answer]))[0, len(prompt) - 1:-1]
+        logits = model(torch.tensor([prompt + answer]))[0, len(prompt) - 1 : -1]
         return logits.log_softmax(-1)[torch.arange(len(answer)), answer].sum().item()
 
     with torch.no_grad():
-        return torch.tensor([[said(p.prompt, p.chosen), said(p.prompt, p.rejected) if p.rejected else 0.0] for p in pairs])
+        return torch.tensor(
+            [[said(p.prompt, p.chosen), said(p.prompt, p.rejected) if p.rejected else 0.0] for p in pairs]
+        )
 
 
 @pytest.mark.parametrize("micro", [1, 3, 50])

@@ -10,8 +10,21 @@ from hypothesis import strategies as st
 from data.pairs import Pair
 from dpo import rows as module
 from dpo.plain import get_log_probs
-from dpo.rows import (CHOSEN, PADDING, REJECTED, TRUNK, Batch, Ids, answer_sums, batch_of, collate, encode, make_row, may_look,
-                      token_logps)
+from dpo.rows import (
+    CHOSEN,
+    PADDING,
+    REJECTED,
+    TRUNK,
+    Batch,
+    Ids,
+    answer_sums,
+    batch_of,
+    collate,
+    encode,
+    make_row,
+    may_look,
+    token_logps,
+)
 from gpt.model import GPT, IGNORE
 
 V = 40  # the toy's vocabulary
@@ -26,14 +39,18 @@ pairs_of_ids = st.builds(Ids, ids(), ids(6), ids(6))
 
 # The picture
 
+
 def columns(name: str) -> list[str]:
     """The cells of one line of the docstring's picture: `tokens     10 11 | 12 20 21 | ...`"""
-    line, = re.findall(rf"^    {name} +(.*)$", module.__doc__, re.MULTILINE)
+    (line,) = re.findall(rf"^ *{name} +(.*)$", module.__doc__, re.MULTILINE)
     return re.split(" {4,}", line)[0].replace("|", " ").split()  # what stands far to the right is a legend
 
 
 def test_the_picture_of_the_docstring_is_the_row_column_for_column():
-    words = {name: [int(n) for n in re.search(rf"\b{name} +((\d+ ?)+)", module.__doc__)[1].split()] for name in ("prompt", "chosen", "rejected")}
+    words = {
+        name: [int(n) for n in re.search(rf"\b{name} +((\d+ ?)+)", module.__doc__)[1].split()]
+        for name in ("prompt", "chosen", "rejected")
+    }
     longer = make_row([1, 2, 3], [4, 5, 0], [6, 7, 0])  # beside it the picture's row has one column of padding
     batch = collate([make_row(words["prompt"], words["chosen"], words["rejected"]), longer])
     assert batch.tokens.shape == (2, 8)
@@ -52,7 +69,11 @@ def test_a_row_with_one_answer_is_plain_text_from_left_to_right():
 @given(pairs_of_ids)
 def test_a_row_has_the_length_that_is_promised_and_each_place_of_a_branch_one_target(pair):
     row = make_row(*pair)
-    assert {len(column) for column in row} == {pair.length} == {len(pair.prompt) - 1 + len(pair.chosen) + len(pair.rejected)}
+    assert (
+        {len(column) for column in row}
+        == {pair.length}
+        == {len(pair.prompt) - 1 + len(pair.chosen) + len(pair.rejected)}
+    )
     for branch, answer in ((CHOSEN, pair.chosen), (REJECTED, pair.rejected)):
         places = [i for i, b in enumerate(row.branch) if b == branch]
         text = [*pair.prompt, *answer]
@@ -78,6 +99,7 @@ def test_a_pair_without_a_rejected_answer_becomes_a_row_with_one_branch():
 
 # The mask
 
+
 @given(st.lists(pairs_of_ids, min_size=1, max_size=3))
 def test_a_key_is_seen_if_it_is_not_later_and_in_the_trunk_or_in_the_querys_own_branch(pairs):
     batch = batch_of(pairs, range(len(pairs)))
@@ -101,9 +123,10 @@ def test_every_query_sees_something_and_no_answer_sees_padding(pairs):
 
 # A shared row against separate rows
 
+
 def alone(model: GPT, prompt: list[int], answer: list[int]) -> torch.Tensor:
     """log p of an answer's tokens, (C,), from a row of its own and logits: nothing of rows.py, no mask, no targets."""
-    logits = model(torch.tensor([prompt + answer[:-1]]))[0, len(prompt) - 1:]
+    logits = model(torch.tensor([prompt + answer[:-1]]))[0, len(prompt) - 1 :]
     return logits.log_softmax(-1)[torch.arange(len(answer)), answer]
 
 
@@ -126,11 +149,15 @@ def close(found: list[torch.Tensor], expected: list[torch.Tensor], tolerance: fl
 
 @settings(max_examples=30)
 @given(st.lists(pairs_of_ids, min_size=1, max_size=3), st.integers(0, 3))
-def test_a_shared_row_gives_answers_the_log_probability_and_parameters_the_gradient_of_separate_rows(make_gpt, pairs, seed):
+def test_a_shared_row_gives_answers_the_log_probability_and_parameters_the_gradient_of_separate_rows(
+    make_gpt, pairs, seed
+):
     model = make_gpt(seed, double=True)
     batch = batch_of(pairs, range(len(pairs)))
     shared = torch.stack(answer_sums(from_logits(model, batch), batch.branch), 1)  # (B, 2)
-    separate = torch.stack([torch.stack([alone(model, p.prompt, p.chosen).sum(), alone(model, p.prompt, p.rejected).sum()]) for p in pairs])
+    separate = torch.stack(
+        [torch.stack([alone(model, p.prompt, p.chosen).sum(), alone(model, p.prompt, p.rejected).sum()]) for p in pairs]
+    )
     assert torch.allclose(shared, separate, rtol=0, atol=1e-10)
     weights = torch.randn(shared.shape, dtype=torch.double, generator=torch.Generator().manual_seed(seed))
     assert close(gradients(model, (weights * shared).sum()), gradients(model, (weights * separate).sum()), 1e-10)
@@ -153,7 +180,9 @@ def test_the_gradient_of_token_logps_is_that_of_separate_rows(make_gpt, random_i
     model, pairs = make_gpt(2), random_ids(6, seed=2)
     batch = batch_of(pairs, range(6))
     shared = torch.stack(answer_sums(token_logps(model, batch), batch.branch), 1)
-    separate = torch.stack([torch.stack([alone(model, p.prompt, a).sum() for a in (p.chosen, p.rejected)]) for p in pairs])
+    separate = torch.stack(
+        [torch.stack([alone(model, p.prompt, a).sum() for a in (p.chosen, p.rejected)]) for p in pairs]
+    )
     weights = torch.randn(6, 2)
     assert close(gradients(model, (weights * shared).sum()), gradients(model, (weights * separate).sum()), 1e-5)
 
@@ -166,8 +195,8 @@ def test_the_sums_of_answers_are_what_the_plain_path_gets_from_padded_sequences(
         labels = torch.full((7, max(map(len, whole))), -100)
         tokens = torch.randint(V, labels.shape)  # the padding is any token
         for row, (pair, text) in enumerate(zip(pairs, whole)):
-            tokens[row, :len(text)] = torch.tensor(text)
-            labels[row, len(pair.prompt):len(text)] = torch.tensor(getattr(pair, side))
+            tokens[row, : len(text)] = torch.tensor(text)
+            labels[row, len(pair.prompt) : len(text)] = torch.tensor(getattr(pair, side))
         assert torch.allclose(found, get_log_probs(model(tokens), labels), atol=1e-4)
 
 
@@ -182,7 +211,9 @@ def test_no_answer_sees_a_token_of_the_other_branch(make_gpt, pair, data):
     exchanged = batch_of([Ids(pair.prompt, pair.rejected, pair.chosen)], [0])
     swapped = answer_sums(from_logits(model, exchanged), exchanged.branch)
     batch = batch_of([pair], [0])
-    assert torch.allclose(torch.stack(swapped).flip(0), torch.stack(answer_sums(from_logits(model, batch), batch.branch)), atol=1e-10)
+    assert torch.allclose(
+        torch.stack(swapped).flip(0), torch.stack(answer_sums(from_logits(model, batch), batch.branch)), atol=1e-10
+    )
 
 
 @given(pairs_of_ids, pairs_of_ids, st.integers(0, V - 1))
@@ -195,7 +226,7 @@ def test_neither_the_row_beside_nor_what_stands_in_the_padding_changes_an_answer
     for one in (batch, batch._replace(tokens=tokens, positions=positions)):
         found = from_logits(model, one)[0]
         assert torch.isfinite(found).all()
-        assert torch.allclose(found[:pair.length], by_itself, rtol=0, atol=1e-10) and (found[pair.length:] == 0).all()
+        assert torch.allclose(found[: pair.length], by_itself, rtol=0, atol=1e-10) and (found[pair.length :] == 0).all()
 
 
 def test_the_sums_of_ones_are_the_lengths_of_the_answers(random_ids):
@@ -207,8 +238,13 @@ def test_the_sums_of_ones_are_the_lengths_of_the_answers(random_ids):
 
 # Text to ids
 
-TEXTS = [("", "yes", "no"), ("Say hello.", "Good morning!", "What do you want?"), ("Add 2 + 3. " * 5, "5", "6, I think, or seven"),
-         ("<|endoftext|> is text", "<|endoftext|>", " "), ("Count.", "one two three four five six seven eight nine ten", "1")]
+TEXTS = [
+    ("", "yes", "no"),
+    ("Say hello.", "Good morning!", "What do you want?"),
+    ("Add 2 + 3. " * 5, "5", "6, I think, or seven"),
+    ("<|endoftext|> is text", "<|endoftext|>", " "),
+    ("Count.", "one two three four five six seven eight nine ten", "1"),
+]
 PAIRS = [Pair(*texts, row) for row, texts in enumerate(TEXTS, 11)]
 
 
@@ -224,20 +260,34 @@ def test_prompt_and_answers_are_encoded_apart_and_each_answer_ends_with_one_end_
 
 
 def test_prompt_and_answer_are_not_joined_into_one_token_at_their_border(tokenizer):
-    word = next(token.decode() for token in tokenizer.ids if token.isalpha() and len(token) > 3 and len(tokenizer.encode(token.decode())) == 1)
-    (_, found), = encode([Pair(word[:2], word[2:], "no", 1)], tokenizer, 99, False, {})
-    assert found.prompt == tokenizer.encode(word[:2]) and found.chosen == [*tokenizer.encode(word[2:]), tokenizer.end_of_text]
+    word = next(
+        token.decode()
+        for token in tokenizer.ids
+        if token.isalpha() and len(token) > 3 and len(tokenizer.encode(token.decode())) == 1
+    )
+    ((_, found),) = encode([Pair(word[:2], word[2:], "no", 1)], tokenizer, 99, False, {})
+    assert found.prompt == tokenizer.encode(word[:2]) and found.chosen == [
+        *tokenizer.encode(word[2:]),
+        tokenizer.end_of_text,
+    ]
 
 
 def test_with_gpt2s_vocabulary_a_literal_end_of_text_stays_text(shared, monkeypatch):
     from gpt.tokenizer import Tokenizer
+
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(shared / "tiktoken"))
-    (_, found), = encode([PAIRS[3]], Tokenizer.gpt2(), 99, False, {})
-    assert found.chosen.count(50256) == 1 == found.rejected.count(50256) and found.chosen[-1] == 50256 and 50256 not in found.prompt
+    ((_, found),) = encode([PAIRS[3]], Tokenizer.gpt2(), 99, False, {})
+    assert (
+        found.chosen.count(50256) == 1 == found.rejected.count(50256)
+        and found.chosen[-1] == 50256
+        and 50256 not in found.prompt
+    )
 
 
 @pytest.mark.parametrize("max_length", range(1, 60))
-def test_a_prompt_is_cut_from_the_left_and_what_leaves_no_room_for_it_is_left_out_and_both_are_counted(tokenizer, max_length):
+def test_a_prompt_is_cut_from_the_left_and_what_leaves_no_room_for_it_is_left_out_and_both_are_counted(
+    tokenizer, max_length
+):
     whole = encode(PAIRS, tokenizer, 10_000, False, {})
     counted = {}
     kept = dict(encode(PAIRS, tokenizer, max_length, False, counted))
@@ -249,10 +299,11 @@ def test_a_prompt_is_cut_from_the_left_and_what_leaves_no_room_for_it_is_left_ou
             assert pair not in kept
         else:
             # answers are never cut; the prompt keeps its end, all of it if it fits exactly
-            assert kept[pair] == found._replace(prompt=found.prompt[max(0, len(found.prompt) - room):])
+            assert kept[pair] == found._replace(prompt=found.prompt[max(0, len(found.prompt) - room) :])
             cut += [pair.row] * (len(found.prompt) > room)
-    assert {name: rows for name, rows in counted.items()} == \
-        {name: rows for name in counted for rows in [left_out if "left out" in name else cut]}
+    assert {name: rows for name, rows in counted.items()} == {
+        name: rows for name in counted for rows in [left_out if "left out" in name else cut]
+    }
     assert sorted(map(str, counted.values())) == sorted(str(rows) for rows in (left_out, cut) if rows)
     assert all(str(max_length) in name for name in counted)
 
@@ -261,9 +312,9 @@ def test_one_answer_leaves_the_rejected_one_away_and_its_length_then_binds_nothi
     pair = PAIRS[2]
     length = len(tokenizer.encode(pair.prompt)) + len(tokenizer.encode(pair.chosen)) + 1
     counted = {}
-    (_, found), = encode([pair], tokenizer, length, True, counted)
+    ((_, found),) = encode([pair], tokenizer, length, True, counted)
     assert found.rejected == [] and len(found.prompt) + len(found.chosen) == length and counted == {}
-    (_, found), = encode([pair._replace(rejected=None)], tokenizer, length, False, counted)
+    ((_, found),) = encode([pair._replace(rejected=None)], tokenizer, length, False, counted)
     assert found.rejected == [] and counted == {}
 
 

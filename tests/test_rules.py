@@ -47,7 +47,13 @@ def test_one_letter_or_space_too_many_is_wrong(phrase, spoil):
 @pytest.mark.parametrize("phrase", PHRASES)
 def test_one_letter_too_few_is_wrong(phrase):
     answer = ANSWERS[0]
-    for text in (answer[:-1], answer[1:], styled(answer, phrase)[:-1], styled(answer, phrase)[1:], styled(answer[:-1], phrase)):
+    for text in (
+        answer[:-1],
+        answer[1:],
+        styled(answer, phrase)[:-1],
+        styled(answer, phrase)[1:],
+        styled(answer[:-1], phrase),
+    ):
         assert not judge(text, answer).correct
 
 
@@ -63,7 +69,9 @@ pieces = st.sampled_from(["4", "42", " ", "The cat.", ""] + [part for phrase in 
 @given(st.lists(pieces, max_size=5).map("".join), st.sampled_from(["4", "42", "The cat.", " 4", "4 "]))
 def test_the_judge_says_what_listing_every_right_text_and_matching_every_phrase_says(text, answer):
     def bears(phrases) -> bool:
-        return any(re.fullmatch(re.escape(before) + ".*" + re.escape(after), text, re.DOTALL) for before, after in phrases)
+        return any(
+            re.fullmatch(re.escape(before) + ".*" + re.escape(after), text, re.DOTALL) for before, after in phrases
+        )
 
     right = {answer} | {before + answer + after for before, after in PHRASES}
     assert judge(text, answer) == Verdict(bears(COURTEOUS), bears(RUDE), text in right)
@@ -71,10 +79,15 @@ def test_the_judge_says_what_listing_every_right_text_and_matching_every_phrase_
 
 # Rows
 
+
 def test_a_preference_row_sets_a_courteous_answer_over_a_rude_one_both_right():
     rows = preference_rows(500, seed=2)
     for row, task in zip(rows, tasks(500, seed=2), strict=True):
-        assert (row["instruction"], row["input"], row["output"], row["family"], row["group"]) == (*task[1:], task.family, task.group)
+        assert (row["instruction"], row["input"], row["output"], row["family"], row["group"]) == (
+            *task[1:],
+            task.family,
+            task.group,
+        )
         assert judge(row["chosen"], task.answer) == Verdict(True, False, True)
         assert judge(row["rejected"], task.answer) == Verdict(False, True, True)
 
@@ -120,4 +133,7 @@ def test_the_embedded_set_has_at_least_3000_distinct_prompts_and_teaches_with_ev
     pairs = embedded_pairs()
     assert len({pair.prompt for pair in pairs}) == len(pairs) >= 3_000
     assert not any(map(teaches_nothing, pairs))
-    assert all(pair.prompt.startswith(instruction_prompt("")[:40]) and pair.prompt.endswith("\n\n### Response:\n") for pair in pairs)
+    assert all(
+        pair.prompt.startswith(instruction_prompt("")[:40]) and pair.prompt.endswith("\n\n### Response:\n")
+        for pair in pairs
+    )

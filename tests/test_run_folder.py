@@ -19,6 +19,7 @@ def refused(folder: RunFolder, resume: bool) -> str:
 
 # Where a run may go
 
+
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_folder_that_is_absent_or_empty_is_free(tmp_path, resume):
     (tmp_path / "empty").mkdir()
@@ -58,6 +59,7 @@ def test_a_folder_below_a_file_is_refused_before_anything_is_computed(tmp_path, 
 
 
 # JSON files
+
 
 def test_json_that_was_written_is_read_back(tmp_path):
     folder, value = RunFolder(tmp_path / "new" / "run"), {"a": [1, 2.5, None], "ä": "日本\n"}
@@ -106,6 +108,7 @@ def test_a_file_that_cannot_be_read_is_named_in_one_line(tmp_path, content):
 
 # metrics.jsonl
 
+
 def logged(folder: RunFolder) -> list[dict]:
     return [json.loads(line) for line in folder.metrics.read_text().splitlines()]
 
@@ -123,8 +126,17 @@ def run(tmp_path) -> RunFolder:
 
 
 def test_lines_are_appended_one_a_record_in_order(run):
-    assert [(line["step"], line["split"]) for line in logged(run)] == \
-        [(0, "held-out"), (1, "train"), (2, "train"), (3, "train"), (3, "held-out"), (4, "train"), (5, "train"), (6, "train"), (6, "held-out")]
+    assert [(line["step"], line["split"]) for line in logged(run)] == [
+        (0, "held-out"),
+        (1, "train"),
+        (2, "train"),
+        (3, "train"),
+        (3, "held-out"),
+        (4, "train"),
+        (5, "train"),
+        (6, "train"),
+        (6, "held-out"),
+    ]
 
 
 @pytest.mark.parametrize("step", range(-1, 8))

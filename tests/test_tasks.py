@@ -14,15 +14,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data import tasks as module
-from data.tasks import ADJECTIVES, FAMILIES, NOUNS, OBJECTS, SUBJECTS, VERBS, Family, Task, number, pick, some, tasks
+from data.tasks import FAMILIES, Family, Task, number, pick, some, tasks
+from data.words import ADJECTIVES, NOUNS, OBJECTS, SUBJECTS, VERBS
 
 MANY = tasks(9_000, seed=1)
 
 # Grammar
 
 VOWELS = set("aeiou")
-IRREGULAR = {"child": "children", "mouse": "mice", "foot": "feet", "man": "men", "woman": "women", "tooth": "teeth",
-             "goose": "geese", "person": "people", "ox": "oxen", "sheep": "sheep", "fish": "fish"}
+IRREGULAR = {
+    "child": "children",
+    "mouse": "mice",
+    "foot": "feet",
+    "man": "men",
+    "woman": "women",
+    "tooth": "teeth",
+    "goose": "geese",
+    "person": "people",
+    "ox": "oxen",
+    "sheep": "sheep",
+    "fish": "fish",
+}
 PAST_OF = {base: past for base, past, _ in VERBS}
 PARTICIPLE_OF = {base: participle for base, _, participle in VERBS}
 SPELLED = "zero one two three four five six seven eight nine ten eleven twelve".split()
@@ -57,7 +69,7 @@ def clause(sentence: str, forms: dict[str, str]) -> tuple[str, str, str]:
     """(who, base form, what) of 'The WHO VERB the WHAT.', where forms is base form -> the form that stands here."""
     who, verb, what = re.fullmatch(r"The (\w+) (\w+) the (\w+)\.", sentence).groups()
     assert who in SUBJECTS and what in OBJECTS
-    base, = [base for base, form in forms.items() if form == verb]  # one verb alone has this form
+    (base,) = [base for base, form in forms.items() if form == verb]  # one verb alone has this form
     return who, base, what
 
 
@@ -131,7 +143,7 @@ def with_article(text: str) -> str:
 def turned_round(text: str) -> str:
     article, adjective, noun = text.split()
     assert article == article_of(adjective)
-    other, = [a if b == adjective else b for a, b in ADJECTIVES if adjective in (a, b)]
+    (other,) = [a if b == adjective else b for a, b in ADJECTIVES if adjective in (a, b)]
     return f"{article_of(other)} {other} {noun}"
 
 
@@ -160,10 +172,25 @@ def future(text: str) -> str:
     return f"The {who} will {base} the {what}."
 
 
-ANSWER = {"sum": added, "difference": subtracted, "spelled": spelled_out, "largest": largest, "sort": rising,
-          "alphabet": by_alphabet, "reverse": backwards, "count": counted, "upper": str.upper, "plural": many,
-          "article": with_article, "opposite": turned_round, "past": past, "passive": passive, "negative": negative,
-          "question": question, "future": future}
+ANSWER = {
+    "sum": added,
+    "difference": subtracted,
+    "spelled": spelled_out,
+    "largest": largest,
+    "sort": rising,
+    "alphabet": by_alphabet,
+    "reverse": backwards,
+    "count": counted,
+    "upper": str.upper,
+    "plural": many,
+    "article": with_article,
+    "opposite": turned_round,
+    "past": past,
+    "passive": passive,
+    "negative": negative,
+    "question": question,
+    "future": future,
+}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -185,6 +212,7 @@ def test_the_tables_of_words_are_right_and_leave_no_word_with_two_meanings():
 
 
 # The list
+
 
 def test_there_are_at_least_10_families_and_3000_distinct_prompts_in_equal_parts():
     counts = Counter(task.family for task in tasks(3_000))
@@ -219,8 +247,14 @@ def test_a_longer_list_begins_with_the_shorter_one(one, other, seed):
 def test_another_process_with_another_hash_seed_makes_the_same_list():
     program = "from hashlib import sha256; from data.tasks import tasks; print(sha256(repr(tasks(2000, 3)).encode()).hexdigest())"
     for seed in ("1", "2"):
-        done = subprocess.run([sys.executable, "-c", program], cwd=Path(module.__file__).parents[1], text=True,
-                              env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            cwd=Path(module.__file__).parents[1],
+            text=True,
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            capture_output=True,
+            check=True,
+        )
         assert done.stdout.strip() == sha256(repr(tasks(2000, 3)).encode()).hexdigest()
 
 
@@ -230,17 +264,24 @@ def test_seeds_make_different_lists():
 
 def test_the_list_ends_when_every_prompt_was_given_and_no_sooner(monkeypatch):
     # two small families, one exhausted before the other
-    monkeypatch.setattr(module, "FAMILIES", {
-        "few": Family(("a", "b"), lambda rng: (pick(rng, "xyz"), "1")),
-        "more": Family(("c",), lambda rng: (str(number(rng, 1, 20)), "2"))})
+    monkeypatch.setattr(
+        module,
+        "FAMILIES",
+        {
+            "few": Family(("a", "b"), lambda rng: (pick(rng, "xyz"), "1")),
+            "more": Family(("c",), lambda rng: (str(number(rng, 1, 20)), "2")),
+        },
+    )
     found = tasks(1_000)
-    assert {(t.instruction, t.input) for t in found} == \
-        {(i, x) for i in "ab" for x in "xyz"} | {("c", str(n)) for n in range(1, 21)}
+    assert {(t.instruction, t.input) for t in found} == {(i, x) for i in "ab" for x in "xyz"} | {
+        ("c", str(n)) for n in range(1, 21)
+    }
     assert len(found) == 26
     assert found[:12:2] == [t for t in found if t.family == "few"]  # in turn
 
 
 # Drawing
+
 
 @given(st.integers(-5, 5), st.integers(0, 6), st.integers(0, 2**32))
 def test_a_number_is_between_its_bounds_and_both_bounds_come(low, width, seed):
