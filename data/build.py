@@ -18,8 +18,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tqdm import tqdm
 
 from data.pairs import Pair, instruction_prompt, read_pairs, split, summary, write_rows
-from data.rules import PAIRS, preference_rows, sft_rows
+from data.rules import PAIRS, preference_rows, row_pairs, sft_rows
 from gpt.command import UserError, argument, flag, run
+from gpt.files import whole
 from gpt.tokenizer import Tokenizer
 
 TINY = Path(__file__).parent / "tiny"
@@ -62,20 +63,9 @@ def rules(flags: Rules) -> None:
     if flags.text:
         text = "\n".join(instruction_prompt(row["instruction"], row["input"]) + row["chosen"] for row in rows)
         # digits apart, so that the vocabulary has no token for 27: a small model then adds by digits, and learns to carry
-        Path(flags.text).write_text(re.sub(r"(?<=\d)(?=\d)", " ", text), encoding="utf-8")
-    pairs = [
-        Pair(
-            instruction_prompt(row["instruction"], row["input"]),
-            row["chosen"],
-            row.get("rejected"),
-            number,
-            row["output"],
-            row["family"],
-            row["group"],
-        )
-        for number, row in enumerate(rows, 1)
-    ]
-    print(report(pairs, {}, Tokenizer.load(TINY) if (TINY / "vocab.json").exists() else None, 0.1, 256))
+        with whole(flags.text) as file:
+            file.write(re.sub(r"(?<=\d)(?=\d)", " ", text))
+    print(report(row_pairs(rows), {}, Tokenizer.load(TINY) if (TINY / "vocab.json").exists() else None, 0.1, 256))
 
 
 def check(flags: Check) -> None:
@@ -83,6 +73,10 @@ def check(flags: Check) -> None:
         tokenizer = Tokenizer.gpt2()
     else:
         tokenizer = Tokenizer.load(flags.model or TINY)
+    if not 0 <= flags.held_out <= 1 or flags.max_length < 1:
+        raise UserError(
+            f"--held-out is {flags.held_out:g} and --max-length {flags.max_length}; they must be between 0 and 1, and at least 1"
+        )
     dropped: dict[str, list[int]] = {}
     print(report(read_pairs(flags.file, dropped), dropped, tokenizer, flags.held_out, flags.max_length))
 

@@ -10,7 +10,6 @@ nothing is dropped and counted, never silently.
 
 import hashlib
 import json
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gpt.command import UserError
+from gpt.files import whole
 
 TEMPLATE = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request."
@@ -112,8 +112,9 @@ def _parsed(text: str, path: Path, line: int) -> Any:
             f"{path}, line {line + error.lineno - 1}, column {error.colno}: bad JSON: {error.msg}; a file is one "
             "JSON list, or one JSON object a line"
         ) from None
-    except RecursionError:
-        raise UserError(f"{path}, line {line}: bad JSON: nested too deep") from None
+    except (RecursionError, ValueError) as error:  # ValueError: a number of thousands of digits
+        why = "nested too deep" if isinstance(error, RecursionError) else str(error).partition(";")[0]
+        raise UserError(f"{path}, line {line}: bad JSON: {why}") from None
 
 
 def _pair(row: Any, number: int, where: str) -> Pair:
@@ -125,11 +126,11 @@ def _pair(row: Any, number: int, where: str) -> Pair:
         if name not in text:
             wanted = "'instruction' or 'prompt'" if name == "instruction" else f"'{name}'"
             raise UserError(
-                f"{where}: field {wanted} is missing; found {', '.join(row) or 'nothing'}{_meant(name, row)}"
+                f"{where}: field {wanted} is {'null' if name in row else 'missing'}; found {_names(row)}{_meant(name, row)}"
             )
     for name in ("input", "rejected"):
         if name not in row and _meant(name, row):
-            raise UserError(f"{where}: field '{name}' is missing; found {', '.join(row)}{_meant(name, row)}")
+            raise UserError(f"{where}: field '{name}' is missing; found {_names(row)}{_meant(name, row)}")
     prompt = text["prompt"] if head == "prompt" else instruction_prompt(text["instruction"], text.get("input", ""))
     return Pair(
         prompt, text["chosen"], text.get("rejected"), number, text.get("output"), text.get("family"), text.get("group")
@@ -149,9 +150,14 @@ def _text(row: dict, name: str, where: str) -> str:
     return value
 
 
+def _names(row: dict) -> str:
+    """The names of a row's fields; what does not print, such as a line break, is written as an escape."""
+    return ", ".join(name if name.isprintable() else repr(name) for name in row) or "nothing"
+
+
 def _meant(name: str, row: dict) -> str:
     close = get_close_matches(name, [key for key in row if key not in FIELDS], n=1, cutoff=0.75)
-    return f" (is '{close[0]}' meant?)" if close else ""
+    return f" (is {close[0]!r} meant?)" if close else ""
 
 
 def _kind(value: Any) -> str:
@@ -167,14 +173,10 @@ def _kind(value: Any) -> str:
 
 
 def write_rows(path: str | Path, rows: Iterable[dict]) -> None:
-    """Write JSONL. The file is whole or absent: written beside, then renamed."""
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(part, "w", encoding="utf-8") as file:
+    """Write JSONL. The file is whole or as it was."""
+    with whole(path) as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    os.replace(part, path)
 
 
 def split(pairs: Iterable[Pair], held_out: float) -> tuple[list[Pair], list[Pair]]:
@@ -182,9 +184,16 @@ def split(pairs: Iterable[Pair], held_out: float) -> tuple[list[Pair], list[Pair
 
     A pair's side depends on its group alone (its prompt, where it has none), by a hash: no prompt is on both sides, more
     data or another order moves nothing, and a larger fraction keeps all that a smaller one held out.
+    Raises UserError where a prompt has two groups, and so could be on both sides.
     """
     sides = defaultdict(list)
+    group_of: dict[str, Pair] = {}
     for pair in pairs:
+        first = group_of.setdefault(pair.prompt, pair)
+        if first.group != pair.group:
+            raise UserError(
+                f"rows {first.row} and {pair.row} have one prompt and two groups ({first.group!r}, {pair.group!r})"
+            )
         digest = hashlib.sha256((pair.group or pair.prompt).encode()).digest()
         sides[int.from_bytes(digest[:8], "big") / 2**64 < held_out].append(pair)
     return sides[False], sides[True]

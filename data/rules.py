@@ -82,17 +82,15 @@ def _row(task: Task, **answers: str) -> dict:
     }
 
 
+def row_pairs(rows: list[dict]) -> list[Pair]:
+    """The pairs that reading these rows from a file would give."""
+    return [
+        Pair(prompt, row["chosen"], row.get("rejected"), number, row["output"], row["family"], row["group"])
+        for number, row in enumerate(rows, 1)
+        for prompt in [instruction_prompt(row["instruction"], row["input"])]
+    ]
+
+
 def embedded_pairs(count: int = PAIRS) -> list[Pair]:
     """The embedded preference set, without a file: what `dpo/train.py` learns from when no --pairs are given."""
-    return [
-        Pair(
-            instruction_prompt(row["instruction"], row["input"]),
-            row["chosen"],
-            row["rejected"],
-            number,
-            row["output"],
-            row["family"],
-            row["group"],
-        )
-        for number, row in enumerate(preference_rows(count), 1)
-    ]
+    return row_pairs(preference_rows(count))

@@ -3,7 +3,7 @@
     Task("passive", "Rewrite the sentence in the passive voice.", "The cat carried the lamp.",
          "The lamp was carried by the cat.")
 
-Sixteen families. Each has a few wordings of its instruction, and a rule that makes an input and its answer. The inputs
+Seventeen families. Each has a few wordings of its instruction, and a rule that makes an input and its answer. The inputs
 are combinations (subject x verb x object, adjective x noun, numbers), so that a model can answer one it has not seen.
 
 `tasks(count, seed)` gives the same list on every machine: of the standard library's generator only `random()` is
@@ -32,6 +32,7 @@ class Task(NamedTuple):
 
 
 def pick(rng: Random, options: Sequence[T]) -> T:
+    """One of `options`, each as likely."""
     return options[int(rng.random() * len(options))]
 
 
@@ -47,8 +48,8 @@ def some(rng: Random, options: Sequence[T], count: int) -> list[T]:
 
 
 def _third(base: str) -> str:
-    """carry -> carries, wash -> washes, find -> finds"""
-    if base.endswith("y"):
+    """carry -> carries, buy -> buys, wash -> washes, find -> finds"""
+    if base.endswith("y") and base[-2] not in "aeiou":
         return base[:-1] + "ies"
     return base + ("es" if base.endswith(("s", "sh", "ch", "x", "z")) else "s")
 

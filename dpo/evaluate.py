@@ -197,6 +197,7 @@ def differences(pairs: list[Pair], before: list[Answer], after: list[Answer]) ->
 
 
 def table(report: dict, prompts: int) -> str:
+    """The figures of evaluation.json, before beside after."""
     before, after = report["before"], report["after"]
     lines = [f"\n{prompts:,} held-out prompts, greedy      before   after"]
     for name in ("courteous", "rude", "correct", "stopped", "length", "loss", "accuracy", "margin"):

@@ -19,6 +19,7 @@ import ast
 import inspect
 import re
 from collections.abc import Callable
+from decimal import Decimal
 from difflib import get_close_matches
 from typing import NamedTuple
 
@@ -140,8 +141,8 @@ class Loss(NamedTuple):
         """The spec with every keyword written out."""
 
         def written(term: Term) -> str:
-            weight = "" if term.weight == 1 else f"{term.weight:g}*"
-            keywords = ", ".join(f"{name}={value:g}" for name, value in term.keywords.items())
+            weight = "" if term.weight == 1 else f"{_written(term.weight)}*"
+            keywords = ", ".join(f"{name}={_written(value)}" for name, value in term.keywords.items())
             return weight + term.name + (f"({keywords})" if keywords else "")
 
         return " + ".join(map(written, self.terms))
@@ -172,27 +173,35 @@ def _parse_term(text: str, beta: float | None, spec: str) -> Term:
             f"there are {', '.join(LOSSES)}"
         )
     known = {p.name: p.default for p in list(inspect.signature(LOSSES[name]).parameters.values())[1:]}
-    keywords = known | ({"beta": beta} if beta is not None and "beta" in known else {})
+    given: dict[str, float] = {}
     for argument in filter(None, re.split(r"\s*,\s*", (arguments or "").strip())):
         key, equals, value = (part.strip() for part in argument.partition("="))
         if not equals or key not in known:
             raise UserError(f"--loss {spec!r}: {name} has no keyword {key!r}; it has {', '.join(known) or 'none'}")
-        keywords[key] = _number(value, f"{name}({key}=...)", spec)
+        if key in given:
+            raise UserError(f"--loss {spec!r}: {key} stands twice in {name}")
+        given[key] = _number(value, f"{name}({key}=...)", spec)
+    keywords = known | ({"beta": beta} if beta is not None and "beta" in known else {}) | given
     for key, value in keywords.items():
         low, high, closed = RANGES[key]
         if not (low < value < high or closed and value == low):
             raise UserError(
-                f"--loss {spec!r}: {key} is {value:g}, it must be {'at least' if closed else 'above'} {low:g}"
-                + (f" and below {high:g}" if high < float("inf") else "")
+                f"--loss {spec!r}: {key} is {value:g}, it must be {'at least' if closed else 'above'} {low:g} and "
+                + (f"below {high:g}" if high < float("inf") else "finite")
             )
     factor = 1.0 if weight is None else _number(weight, "the weight", spec)
     if not 0 < factor < float("inf"):
-        raise UserError(f"--loss {spec!r}: the weight of {name} is {factor:g}, it must be above 0")
+        raise UserError(f"--loss {spec!r}: the weight of {name} is {factor:g}, it must be above 0 and finite")
     return Term(factor, name, keywords)
+
+
+def _written(value: float) -> str:
+    """0.2, 3 and 1000000: every digit, so that the spec can be read back, and no sign that it uses otherwise."""
+    return format(Decimal(repr(value)), "f").removesuffix(".0")
 
 
 def _number(text: str, what: str, spec: str) -> float:
     try:
         return float(ast.literal_eval(text))
-    except (ValueError, TypeError, SyntaxError):
+    except (ValueError, TypeError, SyntaxError, OverflowError):
         raise UserError(f"--loss {spec!r}: {what} is a number, found {text!r}") from None

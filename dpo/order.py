@@ -22,6 +22,7 @@ from gpt.parallel import World
 
 
 def steps_in_epochs(pairs: int, batch: int, epochs: int) -> int:
+    """The updates of `epochs` passes; the last of each pass may have fewer pairs."""
     return epochs * math.ceil(pairs / batch)
 
 

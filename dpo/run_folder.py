@@ -13,6 +13,7 @@ import os
 from pathlib import Path
 
 from gpt.command import UserError
+from gpt.files import whole
 
 
 class RunFolder:
@@ -34,15 +35,15 @@ class RunFolder:
         if resume and self.path.is_dir() and any(self.path.iterdir()) and not (self.path / "run.json").exists():
             raise UserError(f"--out {self.path} holds no run to resume (no run.json)")
         existing = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
+        if not existing.is_dir():
+            raise UserError(f"--out {self.path}: {existing} is a file, not a folder")
         if not os.access(existing, os.W_OK):
             raise UserError(f"--out {self.path}: {existing} is not writable")
 
     def write_json(self, name: str, value: dict) -> None:
-        """The file is whole or as it was."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        part = self.path / (name + ".part")
-        part.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(part, self.path / name)
+        """Write a JSON file of the folder; it is whole or as it was."""
+        with whole(self.path / name) as file:
+            file.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
     def read_json(self, name: str) -> dict:
         try:
@@ -53,9 +54,11 @@ class RunFolder:
     def log(self, line: dict) -> None:
         """Append a line to metrics.jsonl."""
         with open(self.metrics, "a", encoding="utf-8") as file:
-            file.write(
-                json.dumps({name: round(v, 7) if isinstance(v, float) else v for name, v in line.items()}) + "\n"
-            )
+            # seven digits, all that float32 has
+            rounded = {
+                name: float(f"{value:.7g}") if isinstance(value, float) else value for name, value in line.items()
+            }
+            file.write(json.dumps(rounded) + "\n")
 
     def cut_metrics(self, step: int) -> None:
         """Forget what was logged after `step`, so that a resumed run has every step once."""
@@ -64,9 +67,8 @@ class RunFolder:
             if self.metrics.exists()
             else []
         )
-        part = self.metrics.with_suffix(".part")
-        part.write_text("".join(line + "\n" for line in lines))
-        os.replace(part, self.metrics)
+        with whole(self.metrics) as file:
+            file.writelines(line + "\n" for line in lines)
 
 
 def _step(line: str) -> float:

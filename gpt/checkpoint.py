@@ -49,14 +49,14 @@ def save_checkpoint(
     shutil.rmtree(final, ignore_errors=True)
     os.replace(part, final)
     _sync(folder)
-    for old in sorted(folder.glob("step-*[0-9]"))[:-keep]:
+    for old in _checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
     return final
 
 
 def latest_checkpoint(folder: Path) -> tuple[Path, dict] | None:
     """The newest whole checkpoint and its state, or None. A damaged one is passed over, and its path printed."""
-    for path in sorted(folder.glob("step-*[0-9]"), reverse=True):
+    for path in reversed(_checkpoints(folder)):
         try:
             manifest = json.loads((path / "manifest.json").read_text())
             if all(_sha256(path / name) == manifest[name] for name in FILES):
@@ -66,6 +66,11 @@ def latest_checkpoint(folder: Path) -> tuple[Path, dict] | None:
         if int(os.environ.get("RANK", 0)) == 0:
             print(f"{path} is damaged or unfinished, the one before is used")
     return None
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """By step, as numbers: step-1000000 is newer than step-999999."""
+    return sorted(folder.glob("step-*[0-9]"), key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -80,7 +85,7 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     for key, value in moments.items():
         name, _, field = key.rpartition("/")
         parameter = names[name]
-        optimizer.state[parameter][field] = value.to(parameter.device) if value.dim() else value
+        optimizer.state[parameter][field] = value.to(parameter.device)
 
 
 def _sha256(file: Path) -> str:

@@ -64,7 +64,7 @@ def parse(cls, argv: list[str] | None = None, program: str | None = None):
     for f in fields(cls):
         title = f.metadata["group"]
         group = groups.get(title) or groups.setdefault(title, parser.add_argument_group(title))
-        shown = "" if f.default in (MISSING, None, "", False) else f" (default: {f.default})"
+        shown = "" if f.default in (MISSING, None, "") or f.default is False else f" (default: {f.default})"
         how = {"help": (f.metadata["help"] + shown).replace("%", "%%")} | f.metadata["how"]
         if "positional" in f.metadata:
             group.add_argument(f.name, **how)
@@ -87,10 +87,8 @@ def _program() -> str:
 def run(commands: Callable | dict[str, tuple[Callable, type]], cls: type | None = None) -> None:
     """Parse the flags, call the command with them, and leave with its code (None: 0). A UserError is one line, code 2."""
     try:
-        if cls is not None:
-            code = commands(parse(cls))
-        else:
-            code = _chosen(commands)
+        code = _chosen(commands) if cls is None else commands(parse(cls))
+        sys.stdout.flush()
     except UserError as error:
         _say_once(f"error: {error}")
         code = 2
@@ -100,7 +98,6 @@ def run(commands: Callable | dict[str, tuple[Callable, type]], cls: type | None 
     except BrokenPipeError:  # the reader of our output, such as head, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
-    sys.stdout.flush()
     sys.exit(code or 0)
 
 

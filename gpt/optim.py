@@ -23,7 +23,7 @@ def adamw(model: nn.Module, weight_decay: float) -> torch.optim.AdamW:
 def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
     """The rate of update `step`, counted from 1 to `steps`: a straight rise over the first `warmup` (a fraction) of them,
     then half a cosine down to 0, which it would reach one step after the last."""
-    rise = math.ceil(warmup * steps)
+    rise = math.ceil(warmup * steps - 1e-6)  # 0.07 * 100 is 7.000000000000001
     if step <= rise:
         return peak * step / rise
     return peak * 0.5 * (1 + math.cos(math.pi * (step - rise) / (steps - rise + 1)))

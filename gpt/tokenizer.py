@@ -17,7 +17,6 @@ literal "<|endoftext|>" is encoded as thirteen characters, so that no user text 
 """
 
 import heapq
-import json
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -29,18 +28,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import tiktoken
 
 from gpt.command import UserError, argument, flag, run
-
-END_OF_TEXT = "<|endoftext|>"
+from gpt.vocabulary import END_OF_TEXT, merges_of, read_merges, read_vocabulary, write_merges, write_vocabulary
 
 # GPT-2's split into words, as OpenAI published it with GPT-2: contractions, letters, digits, other signs, white space.
 SPLIT = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
-
-
-def _byte_letters() -> dict[int, str]:
-    """The letter by which vocab.json and merges.txt write each byte: itself if it prints, else one from 256 up."""
-    prints = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [b for b in range(256) if b not in prints]
-    return {b: chr(b) for b in prints} | {b: chr(256 + i) for i, b in enumerate(others)}
 
 
 class Tokenizer:
@@ -93,59 +84,29 @@ class Tokenizer:
                 f"({type(error).__name__}); connect once, or set TIKTOKEN_CACHE_DIR to a folder that holds "
                 "tiktoken's files, or use a model folder with vocab.json and merges.txt"
             ) from None
-        return cls(ranks, _merges_of(ranks), len(ranks), "GPT-2's vocabulary")
+        return cls(ranks, merges_of(ranks), len(ranks), "GPT-2's vocabulary")
 
     @classmethod
     def load(cls, folder: str | Path) -> "Tokenizer":
         """The vocabulary of a model folder: `vocab.json` and `merges.txt`. Raises UserError, naming file and line."""
         folder = Path(folder)
-        byte_of = {letter: b for b, letter in _byte_letters().items()}
-        for name in ("vocab.json", "merges.txt"):
-            if not (folder / name).is_file():
+        ids = read_vocabulary(folder / "vocab.json")
+        end_of_text = ids.pop(END_OF_TEXT.encode())
+        merges = read_merges(folder / "merges.txt")
+        tokenizer = cls(ids, merges, end_of_text, str(folder))
+        ranks = {bytes([b]): b for b in range(256)} | {a + b: 256 + i for i, (a, b) in enumerate(merges)}
+        for written, used in zip(merges, merges_of(ranks)):
+            if written != used:  # tiktoken ranks results, not pairs: it would join what the file does not
                 raise UserError(
-                    f"{folder / name} is missing; a model folder with a vocabulary has vocab.json and merges.txt"
+                    f"{folder / 'merges.txt'}: {b''.join(written)!r} is made of {written}, but earlier merges make it of "
+                    f"{used}; this is no byte-level BPE that can be read here"
                 )
-        try:
-            vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
-            end_of_text = vocabulary.pop(END_OF_TEXT)
-            ids = {bytes(byte_of[letter] for letter in token): i for token, i in vocabulary.items()}
-        except KeyError as error:
-            raise UserError(
-                f"{folder / 'vocab.json'}: {error.args[0]!r} is "
-                + (
-                    "missing"
-                    if error.args[0] == END_OF_TEXT
-                    else "no letter of a byte-level BPE vocabulary such as GPT-2's"
-                )
-            ) from None
-        except (ValueError, AttributeError) as error:
-            raise UserError(f"{folder / 'vocab.json'} is no JSON object of tokens and ids: {error}") from None
-        merges = []
-        for number, line in enumerate((folder / "merges.txt").read_text(encoding="utf-8").split("\n"), 1):
-            if not line.strip() or number == 1 and line.startswith("#version"):
-                continue
-            pair = line.split(" ")
-            if len(pair) != 2 or not set(line) <= set(byte_of) | {" "}:
-                raise UserError(
-                    f"{folder / 'merges.txt'}, line {number}: a merge is two tokens and one space, found {line!r}"
-                )
-            merges.append(tuple(bytes(byte_of[letter] for letter in token) for token in pair))
-        return cls(ids, merges, end_of_text, str(folder))
+        return tokenizer
 
     def save(self, folder: str | Path) -> None:
         """Write `vocab.json` and `merges.txt`, which `load` and Hugging Face's GPT-2 tokenizers read."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        letter_of = _byte_letters()
-
-        def written(token: bytes) -> str:
-            return "".join(letter_of[b] for b in token)
-
-        vocabulary = {written(token): i for token, i in self.ids.items()} | {END_OF_TEXT: self.end_of_text}
-        in_order = dict(sorted(vocabulary.items(), key=lambda item: item[1]))
-        (folder / "vocab.json").write_text(json.dumps(in_order, ensure_ascii=False), encoding="utf-8")
-        lines = ["#version: 0.2", *(f"{written(left)} {written(right)}" for left, right in self.merges)]
-        (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write_vocabulary(Path(folder) / "vocab.json", self.ids | {END_OF_TEXT.encode(): self.end_of_text})
+        write_merges(Path(folder) / "merges.txt", self.merges)
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, special tokens taken as plain text. No end-of-text is added."""
@@ -154,19 +115,6 @@ class Tokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; bytes that are no UTF-8 become U+FFFD, end-of-text is written out."""
         return b"".join(self._bytes_of_id[i] for i in ids).decode("utf-8", errors="replace")
-
-
-def _merges_of(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
-    """The merges behind tiktoken's ranks: the last two pieces of each token when only earlier merges are used."""
-    merges = []
-    for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
-        pieces = [bytes([b]) for b in token]
-        while len(pieces) > 2:
-            best = min(range(len(pieces) - 1), key=lambda i: ranks.get(pieces[i] + pieces[i + 1], rank))
-            pieces[best : best + 2] = [pieces[best] + pieces[best + 1]]
-        if len(pieces) == 2:
-            merges.append(tuple(pieces))
-    return merges
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -180,7 +128,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
     if vocab_size < 257:
         raise UserError(f"a vocabulary of {vocab_size} is too small: 256 bytes and end-of-text make 257")
-    counts = Counter(word for text in texts for word in regex.findall(SPLIT, text))
+    counts = Counter(word for text in texts for word in regex.findall(SPLIT, _without_halves(text)))
     words = [[bytes([b]) for b in word.encode()] for word in counts]
     weights = list(counts.values())
     frequency, home = Counter(), defaultdict(set)  # of each pair: how often, and in which words
@@ -219,6 +167,11 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     return Tokenizer({token: i for i, token in enumerate(tokens)}, merges, len(tokens))
 
 
+def _without_halves(text: str) -> str:
+    """Half a surrogate pair is no character; tiktoken reads it as U+FFFD, and so does the training."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def _joined(pieces: list[bytes], pair: tuple[bytes, bytes]) -> list[bytes]:
     """[l, o, w, l, o] and (l, o) -> [lo, w, lo]"""
     out, i = [], 0
@@ -243,9 +196,9 @@ class Train:
 
 def _train(flags: Train) -> None:
     texts = []
-    for file in flags.files:
+    for file in map(Path, flags.files):
         try:
-            texts.append(Path(file).read_text(encoding="utf-8"))
+            texts.append(file.read_bytes().decode())  # line ends as they are
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{file} cannot be read as UTF-8 text: {error}") from None
     tokenizer = train_bpe(texts, flags.vocab_size)

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from gpt.command import UserError
 from gpt.model import GPT, SIZES, GPTConfig
-from gpt.tokenizer import END_OF_TEXT, Tokenizer
+from gpt.tokenizer import Tokenizer
+from gpt.vocabulary import END_OF_TEXT
 
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 BUFFERS = (".attn.bias", ".attn.masked_bias")  # causal masks that old files carry; no weights
@@ -66,7 +67,7 @@ def load_gpt(folder: str | Path) -> GPT:
                 f"{folder}: lm_head.weight differs from transformer.wte.weight; an untied head cannot be read"
             )
     for name in [name for name in state if name.endswith(TRANSPOSED)]:
-        state[name] = state[name].t()
+        state[name] = state[name].mT if state[name].dim() > 1 else state[name]
     for what, names in (
         ("is missing", expected.keys() - state.keys()),
         ("is no part of this GPT-2", state.keys() - expected.keys()),
@@ -101,8 +102,11 @@ def _read_config(file: Path) -> GPTConfig:
     wrong = [name for name, value in shape.items() if type(value) is not int or value < 1]
     if wrong:
         raise UserError(f"{file}: {wrong[0]} is {shape[wrong[0]]!r}, it must be a whole number above 0")
+    epsilon = found.get("layer_norm_epsilon", 1e-5)
+    if not isinstance(epsilon, float) or not 0 < epsilon < 1:
+        raise UserError(f"{file}: layer_norm_epsilon is {epsilon!r}, it must be a number between 0 and 1")
     try:
-        return GPTConfig(**shape, layer_norm_epsilon=float(found.get("layer_norm_epsilon", 1e-5)))
+        return GPTConfig(**shape, layer_norm_epsilon=epsilon)
     except ValueError as error:
         raise UserError(f"{file}: {error}") from None
 
@@ -132,7 +136,7 @@ def _read_weights(file: Path) -> dict[str, Tensor]:
 
 def save_gpt(folder: str | Path, model: GPT, tokenizer: Tokenizer) -> None:
     """Write a model folder in float32. It is whole or absent: written beside, then renamed into its place."""
-    folder, c = Path(folder), model.config
+    folder, c = Path(folder).resolve(), model.config
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)

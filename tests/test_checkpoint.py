@@ -126,8 +126,11 @@ def test_every_state_lands_on_the_device_where_adamw_itself_would_put_it(tmp_pat
             assert ours.state[p][key].device == value.device, (name, key)
 
 
-json_values = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=9),
-                           lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=6)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
 
 
 def test_whatever_json_the_caller_adds_to_the_state_comes_back_equal(tmp_path):
@@ -150,11 +153,15 @@ def test_a_file_cut_off_anywhere_or_with_one_bit_flipped_makes_the_one_before_be
     original = {name: (two / "step-000003" / name).read_bytes() for name in (*FILES, "manifest.json")}
 
     @settings(deadline=None, max_examples=80)
-    @given(name=st.sampled_from(sorted(original)), place=st.floats(0, 1, exclude_max=True), bit=st.none() | st.integers(0, 7))
+    @given(
+        name=st.sampled_from(sorted(original)),
+        place=st.floats(0, 1, exclude_max=True),
+        bit=st.none() | st.integers(0, 7),
+    )
     def damage(name, place, bit):
         whole = original[name]
         at = int(place * len(whole))
-        broken = whole[:at] if bit is None else whole[:at] + bytes([whole[at] ^ 1 << bit]) + whole[at + 1:]
+        broken = whole[:at] if bit is None else whole[:at] + bytes([whole[at] ^ 1 << bit]) + whole[at + 1 :]
         (two / "step-000003" / name).write_bytes(broken)
         try:
             if name == "manifest.json" and _json(broken) == _json(whole):
@@ -222,13 +229,14 @@ def test_steps_beyond_six_digits_are_newer_than_those_before(tmp_path):
     assert latest_checkpoint(tmp_path)[1]["step"] == 1_000_001
 
 
-def test_what_a_killed_save_left_is_no_checkpoint_and_does_not_hinder_the_next(two):
+def test_what_a_killed_save_left_is_no_checkpoint_and_does_not_hinder_the_next(two, capsys):
     part = two / "step-000004.part"
     part.mkdir()
     for name in FILES:  # all but the manifest, and a file that a save does not write
         (part / name).write_bytes((two / "step-000003" / name).read_bytes())
     (part / "stale").write_text("")
     assert newest(two) == "step-000003"
+    assert capsys.readouterr().out == ""  # nor is it a damaged one, to be complained of
     save_checkpoint(two, *trained(4), {"step": 4})
     assert newest(two) == "step-000004"
     assert not (two / "step-000004" / "stale").exists() and not part.exists()
@@ -251,7 +259,9 @@ for step in range(1, 1000):
 """
     process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT)
     try:
-        while not list(tmp_path.glob("step-000003.part/optimizer.safetensors")):  # files of some MB: this is in the midst of it
+        while not list(
+            tmp_path.glob("step-000003.part/optimizer.safetensors")
+        ):  # files of some MB: this is in the midst of it
             assert process.poll() is None
             time.sleep(0.001)
     finally:
@@ -275,7 +285,9 @@ def test_nothing_in_a_checkpoint_is_a_pickle(two):
         else:
             data = path.read_bytes()  # 8 bytes of length, a header of JSON, then numbers up to the last byte
             size = 8 + int.from_bytes(data[:8], "little")
-            ends = [entry["data_offsets"][1] for name, entry in json.loads(data[8:size]).items() if name != "__metadata__"]
+            ends = [
+                entry["data_offsets"][1] for name, entry in json.loads(data[8:size]).items() if name != "__metadata__"
+            ]
             assert size + max(ends) == len(data)
 
 

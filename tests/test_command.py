@@ -55,10 +55,25 @@ finite = st.floats(allow_nan=False, allow_infinity=False)
 
 
 @settings(deadline=None, max_examples=150)
-@given(name=words, batch=st.integers(), grad_clip=finite, lr=finite, shard=st.booleans(), look=st.booleans(), device=st.sampled_from(["auto", "cpu"]))
+@given(
+    name=words,
+    batch=st.integers(),
+    grad_clip=finite,
+    lr=finite,
+    shard=st.booleans(),
+    look=st.booleans(),
+    device=st.sampled_from(["auto", "cpu"]),
+)
 def test_any_values_written_as_flags_come_back_in_the_fields(name, batch, grad_clip, lr, shard, look, device):
-    argv = [f"--name={name}", f"--batch={batch}", f"--grad-clip={grad_clip!r}", f"--lr={lr!r}", f"--device={device}",
-            "--shard" if shard else "--no-shard", "--eval" if look else "--no-eval"]
+    argv = [
+        f"--name={name}",
+        f"--batch={batch}",
+        f"--grad-clip={grad_clip!r}",
+        f"--lr={lr!r}",
+        f"--device={device}",
+        "--shard" if shard else "--no-shard",
+        "--eval" if look else "--no-eval",
+    ]
     found = parse(Flags, argv)
     assert found == Flags(name=name, batch=batch, grad_clip=grad_clip, lr=lr, shard=shard, eval=look, device=device)
     assert [type(value) for value in asdict(found).values()] == [str, int, float, float, int, bool, bool, str]
@@ -78,7 +93,10 @@ def test_words_without_a_flag_fill_the_arguments_in_order():
     assert parse(Files, ["--out", "o", "to", "a"]) == Files("to", ["a"], out="o")
 
 
-@pytest.mark.parametrize("typed, meant", [("--bach", "--batch"), ("--grad_clip", "--grad-clip"), ("--stps=3", "--steps"), ("--no-shards", "--no-shard")])
+@pytest.mark.parametrize(
+    "typed, meant",
+    [("--bach", "--batch"), ("--grad_clip", "--grad-clip"), ("--stps=3", "--steps"), ("--no-shards", "--no-shard")],
+)
 def test_an_unknown_flag_is_named_together_with_the_close_one(typed, meant):
     error = refused([typed, "8"] if "=" not in typed else [typed])
     assert typed in error and f"did you mean {meant}?" in error
@@ -93,11 +111,20 @@ def test_the_beginning_of_a_flag_is_no_flag():
     assert "--bat" in refused(["--bat", "8"])  # or a flag added later would change what an old command means
 
 
-@pytest.mark.parametrize("argv, cls, named", [
-    (["--batch", "many"], Flags, ["--batch", "many"]), (["--batch", "1.5"], Flags, ["--batch", "1.5"]), (["--lr", "x"], Flags, ["--lr", "x"]),
-    (["--batch"], Flags, ["--batch"]), (["--device", "gpu"], Flags, ["--device", "gpu", "auto", "cpu"]), (["stray"], Flags, ["stray"]),
-    (["to", "a"], Files, ["--out"]), (["to", "--out", "o"], Files, ["files"]), ([], Files, ["target", "files", "--out"]),
-])
+@pytest.mark.parametrize(
+    "argv, cls, named",
+    [
+        (["--batch", "many"], Flags, ["--batch", "many"]),
+        (["--batch", "1.5"], Flags, ["--batch", "1.5"]),
+        (["--batch"], Flags, ["--batch"]),
+        (["--lr", "x"], Flags, ["--lr", "x"]),
+        (["--device", "gpu"], Flags, ["--device", "gpu", "auto", "cpu"]),
+        (["stray"], Flags, ["stray"]),
+        (["to", "a"], Files, ["--out"]),
+        (["to", "--out", "o"], Files, ["files"]),
+        ([], Files, ["target", "files", "--out"]),
+    ],
+)
 def test_a_wrong_command_line_is_one_line_that_names_what_is_wrong_and_where_help_is(argv, cls, named):
     error = refused(argv, cls)
     assert "\n" not in error and "tool.py --help" in error
@@ -109,9 +136,17 @@ def test_help_shows_every_flag_its_group_its_help_and_its_default(capsys):
         parse(Flags, ["--help"], "tool.py")
     assert caught.value.code == 0
     shown = " ".join(capsys.readouterr().out.split())
-    for part in ("tool.py [flags]", "What it does, 100 % of it.", "first:", "a word; 50 % of them", "--batch INT pairs per step (default: 64)",
-                 "--grad-clip FLOAT largest norm (default: 1.0)", "--lr FLOAT unset: a rule", "--shard, --no-shard spread it",
-                 "{auto,cpu} where (default: auto)"):
+    for part in (
+        "tool.py [flags]",
+        "What it does, 100 % of it.",
+        "first:",
+        "a word; 50 % of them",
+        "--batch INT pairs per step (default: 64)",
+        "--grad-clip FLOAT largest norm (default: 1.0)",
+        "--lr FLOAT unset: a rule",
+        "--shard, --no-shard spread it",
+        "{auto,cpu} where (default: auto)",
+    ):
         assert part in shown, shown
     assert "None" not in shown and "MISSING" not in shown
 
@@ -173,20 +208,49 @@ def environment(**more: str) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in unset} | {"PYTHONPATH": str(ROOT)} | more
 
 
+def start(script: Path, *arguments: str, **more: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, str(script), *arguments],
+        env=environment(**more),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
 def call(script: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, str(script), *arguments], env=environment(**more), capture_output=True, text=True, timeout=60)
+    process = start(script, *arguments, **more)
+    out, error = process.communicate(timeout=60)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, error)
 
 
-@pytest.mark.parametrize("arguments, code, out", [
-    (["one", "--size", "2"], 0, "0\n1\n"), (["one"], 0, "0\n1\n2\n"), (["build", "--size", "2"], 0, "0\n1\n"), (["check", "0"], 0, ""), (["check", "7"], 7, "")])
+@pytest.mark.parametrize(
+    "arguments, code, out",
+    [
+        (["one", "--size", "2"], 0, "0\n1\n"),
+        (["one"], 0, "0\n1\n2\n"),
+        (["build", "--size", "2"], 0, "0\n1\n"),
+        (["check", "0"], 0, ""),
+        (["check", "7"], 7, ""),
+    ],
+)
 def test_a_command_runs_and_its_value_is_the_exit_code(arguments, code, out, script):
     done = call(script, *arguments)
     assert (done.returncode, done.stdout, done.stderr) == (code, out, "")
 
 
-@pytest.mark.parametrize("arguments, named", [
-    (["one", "--size", "-1"], ["size -1 is below 0"]), (["build", "--size", "-1"], ["size -1 is below 0"]), (["build", "--sise", "1"], ["--sise", "--size"]),
-    (["build", "--size", "x"], ["--size", "tool.py build --help"]), (["check"], ["file"]), (["bild"], ["'bild'", "build, check"]), ([], ["build, check"])])
+@pytest.mark.parametrize(
+    "arguments, named",
+    [
+        (["one", "--size", "-1"], ["size -1 is below 0"]),
+        (["build", "--size", "-1"], ["size -1 is below 0"]),
+        (["build", "--sise", "1"], ["--sise", "--size"]),
+        (["build", "--size", "x"], ["--size", "tool.py build --help"]),
+        (["check"], ["file"]),
+        (["bild"], ["'bild'", "build, check"]),
+        ([], ["build, check"]),
+    ],
+)
 def test_what_the_user_can_mend_is_one_line_on_stderr_and_exit_code_2(arguments, named, script):
     done = call(script, *arguments)
     assert (done.returncode, done.stdout) == (2, "")
@@ -199,9 +263,16 @@ def test_a_bug_keeps_its_traceback(script):
     assert done.returncode == 1 and "Traceback" in done.stderr and "RuntimeError: a bug" in done.stderr
 
 
-@pytest.mark.parametrize("arguments, shown", [
-    (["--help"], ["build", "Build things.", "check", "Check things."]), (["-h"], ["build"]), (["one", "--help"], ["--size INT", "More about it."]),
-    (["build", "--help"], ["tool.py build", "how many (default: 3)"]), (["check", "-h"], ["FILE", "what"])])
+@pytest.mark.parametrize(
+    "arguments, shown",
+    [
+        (["--help"], ["build", "Build things.", "check", "Check things."]),
+        (["-h"], ["build"]),
+        (["one", "--help"], ["--size INT", "More about it."]),
+        (["build", "--help"], ["tool.py build", "how many (default: 3)"]),
+        (["check", "-h"], ["FILE", "what"]),
+    ],
+)
 def test_help_goes_to_stdout_with_exit_code_0(arguments, shown, script):
     done = call(script, *arguments)
     assert (done.returncode, done.stderr) == (0, "")
@@ -209,7 +280,7 @@ def test_help_goes_to_stdout_with_exit_code_0(arguments, shown, script):
 
 
 def test_ctrl_c_is_one_line_and_exit_code_130(script):
-    process = subprocess.Popen([sys.executable, str(script), "check", "wait"], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = start(script, "check", "wait")
     assert process.stdout.readline() == "waiting\n"
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=30)
@@ -217,7 +288,7 @@ def test_ctrl_c_is_one_line_and_exit_code_130(script):
 
 
 def test_a_reader_that_leaves_early_is_no_error(script):
-    process = subprocess.Popen([sys.executable, str(script), "build", "--size", "300000"], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = start(script, "build", "--size", "300000")
     assert process.stdout.readline() == "0\n"
     process.stdout.close()  # as head does
     error = process.stderr.read()
@@ -228,16 +299,18 @@ def test_a_reader_that_leaves_before_the_last_lines_are_flushed_is_no_error(scri
     # so little output that all of it waits in Python's buffer until the command has returned
     reader, writer = os.pipe()
     os.close(reader)
-    done = subprocess.run([sys.executable, str(script), "build"], env=environment(), stdout=writer, stderr=subprocess.PIPE, text=True, timeout=30)
+    done = subprocess.run(
+        [sys.executable, str(script), "build"], env=environment(), stdout=writer, stderr=subprocess.PIPE
+    )
     os.close(writer)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_of_several_processes_the_first_speaks_at_once_and_another_only_if_it_lives_on(script):
     begin = time.monotonic()
     assert call(script, "build", "--size", "-1", LOCAL_RANK="0").stderr.count("\n") == 1
     assert time.monotonic() - begin < 4
-    process = subprocess.Popen([sys.executable, str(script), "build", "--size", "-1"], env=environment(LOCAL_RANK="1"), stderr=subprocess.PIPE, text=True)
+    process = start(script, "build", "--size", "-1", LOCAL_RANK="1")
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(timeout=1.5)  # torchrun would have ended it by now, and the line would have come once
     process.terminate()

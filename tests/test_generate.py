@@ -53,27 +53,39 @@ def test_greedy_with_the_cache_equals_reading_everything_anew_for_prompts_of_all
 
 
 @settings(deadline=None, max_examples=40)
-@given(prompts=st.lists(st.lists(st.integers(0, V - 1), min_size=1, max_size=12), min_size=1, max_size=5),
-       max_new=st.integers(0, 8), end_of_text=st.none() | st.integers(0, V - 1))
+@given(
+    prompts=st.lists(st.lists(st.integers(0, V - 1), min_size=1, max_size=12), min_size=1, max_size=5),
+    max_new=st.integers(0, 8),
+    end_of_text=st.none() | st.integers(0, V - 1),
+)
 def test_every_prompt_of_a_batch_gets_the_answer_it_gets_alone(model, prompts, max_new, end_of_text):
-    assert generate(model, prompts, max_new, end_of_text) == [recomputed(model, prompt, max_new, end_of_text) for prompt in prompts]
+    alone = [recomputed(model, prompt, max_new, end_of_text) for prompt in prompts]
+    assert generate(model, prompts, max_new, end_of_text) == alone
 
 
 def test_greedy_equals_transformers_id_for_id(tmp_path):
-    peer = randomized(GPT2LMHeadModel(GPT2Config(vocab_size=V, n_positions=32, n_embd=24, n_layer=2, n_head=3, bos_token_id=0, eos_token_id=0)))
+    shape = dict(vocab_size=V, n_positions=32, n_embd=24, n_layer=2, n_head=3)
+    peer = randomized(GPT2LMHeadModel(GPT2Config(**shape, bos_token_id=0, eos_token_id=0)))
     peer.save_pretrained(tmp_path)
     model = load_gpt(tmp_path)
     end = common_token(generate(model, PROMPTS, 20))
     for prompt, answer in zip(PROMPTS, generate(model, PROMPTS, 20, end)):
         tokens = torch.tensor([prompt])
-        theirs = peer.generate(tokens, attention_mask=torch.ones_like(tokens), do_sample=False, max_new_tokens=20, eos_token_id=end, pad_token_id=end)
-        assert answer == theirs[0, len(prompt):].tolist()
+        theirs = peer.generate(
+            tokens,
+            attention_mask=torch.ones_like(tokens),
+            do_sample=False,
+            max_new_tokens=20,
+            eos_token_id=end,
+            pad_token_id=end,
+        )
+        assert answer == theirs[0, len(prompt) :].tolist()
 
 
 def test_a_row_ends_with_its_first_end_of_text_and_the_others_go_on_unchanged(model):
     whole = generate(model, PROMPTS, 20)
     end = common_token(whole)
-    expected = [answer[:answer.index(end) + 1] if end in answer else answer for answer in whole]
+    expected = [answer[: answer.index(end) + 1] if end in answer else answer for answer in whole]
     assert len({len(answer) for answer in expected}) > 2
     assert generate(model, PROMPTS, 20, end) == expected
 
@@ -98,7 +110,11 @@ def test_generation_stops_when_every_row_has_ended(model):
 
 
 def test_two_sampled_tokens_follow_the_softmax_of_the_logits_over_the_temperature():
-    model, temperature, rows = randomized(GPT(GPTConfig(vocab_size=5, n_positions=8, n_embd=12, n_layer=1, n_head=2))), 3.0, 6000
+    model, temperature, rows = (
+        randomized(GPT(GPTConfig(vocab_size=5, n_positions=8, n_embd=12, n_layer=1, n_head=2))),
+        3.0,
+        6000,
+    )
     prompt = [1, 4, 2]
     pairs = generate(model, [prompt] * rows, 2, temperature=temperature, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():  # all that can follow, read anew: p(a) p(b | a)
@@ -114,6 +130,7 @@ def test_two_sampled_tokens_follow_the_softmax_of_the_logits_over_the_temperatur
 def test_the_same_generator_state_gives_the_same_answers_and_another_one_others(model):
     def sampled(seed: int) -> list[list[int]]:
         return generate(model, PROMPTS, 15, temperature=5.0, generator=torch.Generator().manual_seed(seed))
+
     assert sampled(1) == sampled(1) != sampled(2)
 
 

@@ -160,7 +160,7 @@ def test_every_script_shows_its_help_from_another_folder(tmp_path):
         for name in SCRIPTS
     }
     for name, process in started.items():  # all at once: most of the time goes into importing torch
-        out, errors = process.communicate(timeout=60)
+        out, errors = process.communicate(timeout=120)
         assert (process.returncode, errors) == (0, ""), name
         assert "usage" in out.lower() and Path(name).name in out
     assert not list(tmp_path.iterdir())

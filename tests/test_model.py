@@ -44,8 +44,15 @@ def assert_close(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> None:
     assert float((a - b).detach().abs().max()) <= tolerance * float(b.detach().abs().max())
 
 
-@pytest.mark.parametrize("shape", [ODD, ODD | dict(vocab_size=67, n_embd=33, n_layer=1), ODD | dict(n_embd=40, n_layer=3, n_head=5),
-                                   ODD | dict(n_head=1, layer_norm_epsilon=1e-2)])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        ODD,
+        ODD | dict(vocab_size=67, n_embd=33, n_layer=1),
+        ODD | dict(n_embd=40, n_layer=3, n_head=5),
+        ODD | dict(n_head=1, layer_norm_epsilon=1e-2),
+    ],
+)
 def test_logits_equal_those_of_transformers_from_the_same_folder(shape, tmp_path):
     peer = randomized(GPT2LMHeadModel(GPT2Config(**shape)))
     peer.save_pretrained(tmp_path)
@@ -168,8 +175,10 @@ def test_attention_dropout_is_active_in_training():
     assert not torch.equal(attention.eval()(x, None), attention.c_proj.bias.expand(1, 5, -1))
 
 
-@pytest.mark.parametrize("size, published", [("gpt2", 124_439_808), ("gpt2-medium", 354_823_168),
-                                             ("gpt2-large", 774_030_080), ("gpt2-xl", 1_557_611_200)])
+@pytest.mark.parametrize(
+    "size, published",
+    [("gpt2", 124_439_808), ("gpt2-medium", 354_823_168), ("gpt2-large", 774_030_080), ("gpt2-xl", 1_557_611_200)],
+)
 def test_sizes_have_the_parameters_that_transformers_counts_and_openai_published(size, published):
     with torch.device("meta"):  # shapes without memory
         model, peer = GPT(GPTConfig(**SIZES[size])), GPT2LMHeadModel(GPT2Config(**SIZES[size]))

@@ -25,7 +25,9 @@ def test_auto_is_float32_for_a_small_model_on_cpu_and_on_devices_that_are_neithe
 
 def test_auto_is_bfloat16_for_a_large_model_on_cpu_exactly_where_torch_too_finds_the_instructions():
     found = torch.cpu.get_capabilities()  # asks the processor itself, not /proc/cpuinfo
-    native = sys.platform == "linux" and any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16", "arm_bf16"))
+    native = sys.platform == "linux" and any(
+        found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16", "arm_bf16")
+    )
     assert precision.resolve("auto", CPU, precision.SMALL) == ("bf16" if native else "fp32")
 
 
@@ -40,7 +42,9 @@ def test_every_choice_resolves_to_a_precision_that_computes():
 
 
 @pytest.mark.parametrize("chosen, products", [("fp32", torch.float32), ("bf16", torch.bfloat16)])
-def test_products_run_in_the_chosen_numbers_while_weights_log_probabilities_and_gradients_stay_float32(chosen, products):
+def test_products_run_in_the_chosen_numbers_while_weights_log_probabilities_and_gradients_stay_float32(
+    chosen, products
+):
     torch.manual_seed(0)
     model = GPT(GPTConfig(vocab_size=31, n_positions=8, n_embd=12, n_layer=1, n_head=3))
     tokens, seen = torch.randint(31, (2, 8)), []
@@ -55,7 +59,10 @@ def test_products_run_in_the_chosen_numbers_while_weights_log_probabilities_and_
 
 def test_float32_is_bit_for_bit_what_runs_without_the_context():
     torch.manual_seed(0)
-    model, tokens = GPT(GPTConfig(vocab_size=31, n_positions=8, n_embd=12, n_layer=1, n_head=3)), torch.randint(31, (2, 8))
+    model, tokens = (
+        GPT(GPTConfig(vocab_size=31, n_positions=8, n_embd=12, n_layer=1, n_head=3)),
+        torch.randint(31, (2, 8)),
+    )
     with precision.autocast("fp32", CPU):
         inside = model(tokens, tokens)
     assert torch.equal(inside, model(tokens, tokens))

@@ -1,0 +1,30 @@
+"""Files that are whole or as they were: written beside, and renamed into place when all is written."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+from gpt.command import UserError
+
+
+@contextmanager
+def whole(path: str | Path) -> Iterator[TextIO]:
+    """A text file to write, UTF-8, which takes the place of `path` at the end of the block and not before.
+
+    Its folder is made where it is missing. Raises UserError, naming the path, where the system refuses.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name a file")
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(part, "w", encoding="utf-8", newline="\n") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from None
