@@ -99,7 +99,7 @@ demo() {
     setup report
     local out
     out=runs/demo-$(date +%Y%m%d-%H%M%S)
-    say_and_train --loss "$loss" --steps 120 --out "$out" "$@"
+    say_and_train --loss "$loss" --batch 32 --steps 200 --eval-every 100 --out "$out" "$@"
     "$python" "$root/dpo/evaluate.py" --policy "$out"
 }
 

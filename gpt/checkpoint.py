@@ -12,6 +12,7 @@ Random numbers need not be kept: they are seeded anew at every step from (seed, 
 import hashlib
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from gpt.command import UserError
+from gpt.files import whole_folder
 
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
 
@@ -29,26 +31,17 @@ def save_checkpoint(
 ) -> Path:
     """Write `folder/step-N` for N = state["step"], and remove all but the newest `keep`. Only the main process calls it."""
     final = folder / f"step-{state['step']:06d}"
-    part = final.with_name(final.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
     names = {parameter: name for name, parameter in model.named_parameters()}
-    save_file({name: p.detach().contiguous() for p, name in names.items()}, part / FILES[0])
-    save_file(
-        {
+    with whole_folder(final) as part:
+        save_file({name: p.detach().contiguous() for p, name in names.items()}, part / FILES[0])
+        moments = {
             f"{names[p]}/{key}": value.contiguous()
-            for p, values in optimizer.state.items()
-            for key, value in values.items()
-        },
-        part / FILES[1],
-    )
-    (part / FILES[2]).write_text(json.dumps(state, indent=2))
-    (part / "manifest.json").write_text(json.dumps({name: _sha256(part / name) for name in FILES}, indent=2))
-    for file in part.iterdir():
-        _sync(file)
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(part, final)
-    _sync(folder)
+            for p, kept in optimizer.state.items()
+            for key, value in kept.items()
+        }
+        save_file(moments, part / FILES[1])
+        (part / FILES[2]).write_text(json.dumps(state, indent=2))
+        (part / "manifest.json").write_text(json.dumps({name: _sha256(part / name) for name in FILES}, indent=2))
     for old in _checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
     return final
@@ -69,8 +62,9 @@ def latest_checkpoint(folder: Path) -> tuple[Path, dict] | None:
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    """By step, as numbers: step-1000000 is newer than step-999999."""
-    return sorted(folder.glob("step-*[0-9]"), key=lambda path: int(path.name.removeprefix("step-")))
+    """By step, as numbers: step-1000000 is newer than step-999999. Other names, such as a user's copy, are left alone."""
+    found = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -95,11 +89,3 @@ def _sha256(file: Path) -> str:
             if hasattr(hashlib, "file_digest")
             else hashlib.sha256(stream.read()).hexdigest()
         )
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,6 +1,7 @@
-"""Files that are whole or as they were: written beside, and renamed into place when all is written."""
+"""Files and folders that are whole or as they were: written beside, and renamed into place when all is written."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,3 +29,32 @@ def whole(path: str | Path) -> Iterator[TextIO]:
         os.replace(part, path)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from None
+
+
+@contextmanager
+def whole_folder(path: str | Path) -> Iterator[Path]:
+    """A folder to fill, which takes the place of `path` at the end of the block, when every file of it is on the disk.
+
+    What stood at `path` lies beside it as `.old` for the moment between two renames, and then is gone.
+    """
+    path = Path(path).resolve()
+    part, old = path.with_name(path.name + ".part"), path.with_name(path.name + ".old")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    yield part
+    for file in part.iterdir():
+        _sync(file)
+    shutil.rmtree(old, ignore_errors=True)
+    if path.exists():
+        os.replace(path, old)
+    os.replace(part, path)
+    _sync(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

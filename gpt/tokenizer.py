@@ -113,8 +113,8 @@ class Tokenizer:
         return [self._id_of_rank[rank] for rank in self._encoding.encode_ordinary(text)]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`; bytes that are no UTF-8 become U+FFFD, end-of-text is written out."""
-        return b"".join(self._bytes_of_id[i] for i in ids).decode("utf-8", errors="replace")
+        """The text of `ids`; bytes that are no UTF-8, and ids of no token, become U+FFFD; end-of-text is written out."""
+        return b"".join(self._bytes_of_id.get(i, "\ufffd".encode()) for i in ids).decode("utf-8", errors="replace")
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:

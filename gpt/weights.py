@@ -9,7 +9,6 @@ x @ W.T), and names what is not the head `transformer.*`. That is all there is t
 import hashlib
 import json
 import os
-import shutil
 from pathlib import Path
 
 import torch
@@ -18,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gpt.command import UserError
+from gpt.files import whole_folder
 from gpt.model import GPT, SIZES, GPTConfig
 from gpt.tokenizer import Tokenizer
 from gpt.vocabulary import END_OF_TEXT
@@ -136,16 +136,11 @@ def _read_weights(file: Path) -> dict[str, Tensor]:
 
 def save_gpt(folder: str | Path, model: GPT, tokenizer: Tokenizer) -> None:
     """Write a model folder in float32. It is whole or absent: written beside, then renamed into its place."""
-    folder, c = Path(folder).resolve(), model.config
-    part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    c = model.config
     state = {
         name: value.detach().float().cpu() for name, value in model.state_dict().items() if name != "lm_head.weight"
     }
     state = {name: (value.t() if name.endswith(TRANSPOSED) else value).contiguous() for name, value in state.items()}
-    save_file(state, part / "model.safetensors", metadata={"format": "pt"})
-    os.chmod(part / "model.safetensors", 0o644)  # safetensors leaves it to its owner alone
     config = {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -164,7 +159,6 @@ def save_gpt(folder: str | Path, model: GPT, tokenizer: Tokenizer) -> None:
         "eos_token_id": tokenizer.end_of_text,
         "torch_dtype": "float32",
     }
-    (part / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     tokens = {
         "tokenizer_class": "GPT2Tokenizer",
         "model_max_length": c.n_positions,
@@ -173,14 +167,12 @@ def save_gpt(folder: str | Path, model: GPT, tokenizer: Tokenizer) -> None:
         "unk_token": END_OF_TEXT,
         "add_prefix_space": False,
     }
-    (part / "tokenizer_config.json").write_text(json.dumps(tokens, indent=2) + "\n")
-    tokenizer.save(part)
-    old = folder.with_name(folder.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(part, folder)
-    shutil.rmtree(old, ignore_errors=True)
+    with whole_folder(folder) as part:
+        save_file(state, part / "model.safetensors", metadata={"format": "pt"})
+        os.chmod(part / "model.safetensors", 0o644)  # safetensors leaves it to its owner alone
+        (part / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        (part / "tokenizer_config.json").write_text(json.dumps(tokens, indent=2) + "\n")
+        tokenizer.save(part)
 
 
 def random_gpt(size: str, vocab_size: int, seed: int) -> GPT:

@@ -1,6 +1,7 @@
 """gpt/checkpoint.py: a stopped run against one that never stopped, and every way in which a checkpoint can be damaged."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -227,6 +228,14 @@ def test_steps_beyond_six_digits_are_newer_than_those_before(tmp_path):
     assert latest_checkpoint(tmp_path)[1]["step"] == 1_000_000
     save_checkpoint(tmp_path, *run, {"step": 1_000_001}, keep=1)
     assert latest_checkpoint(tmp_path)[1]["step"] == 1_000_001
+
+
+def test_a_copy_that_the_user_made_beside_the_checkpoints_is_left_alone(two):
+    copy = two / "step-000001-copy1"
+    shutil.copytree(two / "step-000002", copy)
+    assert newest(two) == "step-000003"
+    save_checkpoint(two, *trained(4), {"step": 4}, keep=1)
+    assert {path.name for path in two.iterdir()} == {"step-000004", copy.name}
 
 
 def test_what_a_killed_save_left_is_no_checkpoint_and_does_not_hinder_the_next(two, capsys):
