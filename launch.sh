@@ -24,7 +24,10 @@ TEXT
 setup() {
     if python -c 'import torch' 2>/dev/null; then
         python=python
-        return
+        python -c 'import numpy, safetensors, tiktoken, tqdm' 2>/dev/null && return
+        echo "error: the active environment has torch but not all of the rest; deactivate it, or in it run:" \
+            "pip install -c '$root/constraints.txt' -e '$root[$1]'" >&2
+        exit 2
     fi
     local stamp="$root/.venv/installed" wanted
     wanted="$1 $(cat "$root/setup.cfg" "$root/constraints.txt" | cksum)"
@@ -36,7 +39,11 @@ setup() {
         local base
         base=$(find_python)
         echo "making $root/.venv with $("$base" --version)"
-        "$base" -m venv "$root/.venv"
+        "$base" -m venv "$root/.venv" || {
+            rm -rf "$root/.venv"
+            echo "error: $base cannot make a virtual environment (Debian: apt install python3-venv)" >&2
+            exit 2
+        }
     fi
     echo "installing into $root/.venv (once): the versions in constraints.txt, extra '$1'"
     "$python" -m pip install --disable-pip-version-check -c "$root/constraints.txt" -e "$root[$1]"
@@ -68,7 +75,7 @@ processes() {
 train() {
     local count cores status=0 signalled=""
     count=$(processes)
-    WORLD_SIZE=$count "$python" "$root/dpo/train.py" --dry-run "$@" || exit $?
+    PLANNED_PROCESSES=$count "$python" "$root/dpo/train.py" --dry-run "$@" || exit $?
     case " $* " in *" --help "* | *" -h "* | *" --dry-run "*) return ;; esac
     cores=$(getconf _NPROCESSORS_ONLN)
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores / count > 0 ? cores / count : 1))}
@@ -83,23 +90,24 @@ train() {
     [ $status -eq 0 ] || exit 2
 }
 
-# say_and_train FLAGS: shows the command that does the same without this script.
+# say_and_train OUT FLAGS: shows the command that does the same without this script, into a folder of its own.
 say_and_train() {
-    local word line
-    line="torchrun --nproc_per_node=$(processes) dpo/train.py"
+    local word line out=$1
+    shift
+    line="torchrun --local-addr 127.0.0.1 --nproc_per_node=$(processes) dpo/train.py"
     for word in "$@"; do
         case $word in *[!A-Za-z0-9_./=:-]*) word="'$word'" ;; esac
         line="$line $word"
     done
     printf '\n%s\n\n' "$line"
-    train "$@"
+    train "$@" --out "$out"
 }
 
 demo() {
     setup report
     local out
     out=runs/demo-$(date +%Y%m%d-%H%M%S)
-    say_and_train --loss "$loss" --batch 32 --steps 200 --eval-every 100 --out "$out" "$@"
+    say_and_train "$out" --loss "$loss" --batch 32 --steps 200 --eval-every 100 "$@"
     "$python" "$root/dpo/evaluate.py" --policy "$out"
 }
 
@@ -108,8 +116,8 @@ scratch() {
     local out
     out=runs/scratch-$(date +%Y%m%d-%H%M%S)
     "$python" "$root/data/build.py" rules --sft --count 40000 --out "$out/sft.jsonl"
-    say_and_train --init random:tiny --pairs "$out/sft.jsonl" --loss sft --steps 2500 --weight-decay 0.1 --eval-every 500 --out "$out/sft"
-    say_and_train --init "$out/sft" --loss "$loss" --out "$out/dpo" "$@"
+    say_and_train "$out/sft" --init random:tiny --pairs "$out/sft.jsonl" --loss sft --steps 2500 --weight-decay 0.1 --eval-every 500
+    say_and_train "$out/dpo" --init "$out/sft" --loss "$loss" --batch 32 --steps 200 --eval-every 100 "$@"
     "$python" "$root/dpo/evaluate.py" --policy "$out/dpo"
 }
 
@@ -129,7 +137,12 @@ run_tests() {
 
 case ${1:-} in
     -h | --help | help) usage ;;
-    "" | -*) demo "$@" ;;
+    "" | -*)
+        case " $* " in *" --out"* | *" --dry-run "* | *" --resume "*)
+            echo "error: the demo names its own folder; for flags such as --out use ./launch.sh train" >&2 && exit 2 ;;
+        esac
+        demo "$@"
+        ;;
     scratch) shift && scratch "$@" ;;
     train) shift && setup report && train "$@" ;;
     test) shift && run_tests "$@" ;;

@@ -44,17 +44,25 @@ def instruction_prompt(instruction: str, input: str = "") -> str:
     return TEMPLATE.format(instruction=instruction, input=f"\n\n### Input:\n{input}" if input else "")
 
 
-def read_pairs(path: str | Path, dropped: dict[str, list[int]] | None = None) -> list[Pair]:
+def read_pairs(
+    path: str | Path, dropped: dict[str, list[int]] | None = None, one_answer: bool | None = None
+) -> list[Pair]:
     """The pairs of a JSON or JSONL file that teach something.
 
-    `dropped`, if given, is filled: why -> the rows. Raises UserError, naming file, row and field, for a file that
+    `dropped`, if given, is filled: why -> the rows. one_answer: True where only `chosen` will be used, False where every
+    row must have `rejected`; by default a row may be either. Raises UserError, naming file, row and field, for a file that
     cannot be read whole, and where nothing is left.
     """
     dropped = {} if dropped is None else dropped
     kept = []
     for number, row in _rows(Path(path)):
         pair = _pair(row, number, f"{path}, row {number}")
-        why = teaches_nothing(pair)
+        if pair.rejected is None and one_answer is False:
+            raise UserError(
+                f"{path}, row {number}: field 'rejected' is missing; found {_names(row)}; this loss compares two answers "
+                "(--loss sft is content with one)"
+            )
+        why = teaches_nothing(pair._replace(rejected=None) if one_answer else pair)
         if why:
             dropped.setdefault(why, []).append(number)
         else:

@@ -25,17 +25,18 @@ from data.tasks import FAMILIES
 from dpo.losses import parse_loss
 from dpo.reference import reference_scores
 from dpo.run_folder import RunFolder
+from dpo.side_by_side import SHOWN, samples, table
 from dpo.start import EMBEDDED, open_examples, open_model
-from dpo.step import Plan, held_out_metrics
+from dpo.step import Plan, fitting, held_out_metrics
 from gpt import precision
 from gpt.command import UserError, flag, run
 from gpt.generate import generate
 from gpt.model import GPT
 from gpt.parallel import World, join, say
 from gpt.tokenizer import Tokenizer
+from gpt.weights import fingerprint
 
-MICRO = 64  # pairs per forward pass
-TOGETHER = 256  # prompts answered at once
+TOKENS = 32_768  # of the prompts answered at once, and of their answers: the cache keeps keys and values of each
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,21 @@ class Answer(NamedTuple):
 
 
 def main(flags: Flags) -> None:
+    for name, low, high in (
+        ("held_out", 0, 1),
+        ("prompts", 0, math.inf),
+        ("max_new", 1, math.inf),
+        ("show", 0, math.inf),
+    ):
+        value = getattr(flags, name)
+        if value is not None and not low <= value <= high:
+            raise UserError(
+                f"--{name.replace('_', '-')} is {value}, it must be at least {low}"
+                + (" and at most 1" if high == 1 else "")
+            )
     trained = RunFolder(flags.policy)
-    used = trained.read_json("run.json")["flags"] if (trained.path / "run.json").exists() else {}
+    record = trained.read_json("run.json") if (trained.path / "run.json").exists() else {}
+    used, settings = record.get("flags", {}), record.get("settings", {})
     loss = parse_loss(flags.loss or used.get("loss", "dpo"), used.get("beta"))
     policy, tokenizer = open_model(flags.policy)
     if not used and not flags.reference:
@@ -79,6 +93,11 @@ def main(flags: Flags) -> None:
     reference, other = open_model(flags.reference or used.get("reference") or used.get("init", ""), used.get("seed", 0))
     if tokenizer.ids != other.ids:
         raise UserError(f"--policy {flags.policy} and its reference have different vocabularies")
+    started = "init_sha256" if not used.get("reference") else "reference_sha256"
+    if used and not flags.reference and settings[started] not in (None, fingerprint(reference)):
+        raise UserError(
+            f"the model that {trained.path} started from has changed since; name one to compare with, --reference"
+        )
     fraction = flags.held_out if flags.held_out is not None else used.get("held_out", 0.1)
     file = flags.pairs or used.get("pairs", "")
     length = used.get("max_length") or min(policy.config.n_positions, reference.config.n_positions)
@@ -98,7 +117,7 @@ def main(flags: Flags) -> None:
     report["difference"] = differences(chosen, answers["before"], answers["after"])
     report["loss"] = str(loss)
     say(table(report, len(chosen)), world)
-    say(side_by_side(chosen, answers, flags.show), world)
+    say(samples(chosen, answers, flags.show), world)
     if world.is_main and (flags.out or used):
         folder = RunFolder(flags.out or flags.policy)
         folder.write_json("evaluation.json", report)
@@ -121,18 +140,16 @@ def main(flags: Flags) -> None:
 def pair_metrics(policy: GPT, reference: GPT, held_out, loss, world: World) -> dict[str, dict[str, float]]:
     """{"before", "after"}: loss, accuracy and margin (beta included) of the held-out pairs against the reference."""
     autocast = partial(precision.autocast, "fp32", world.device)
-    plan = Plan(loss, MICRO, autocast, world)
+    micro = fitting(policy.config, held_out.ids, world.device)
+    plan = Plan(loss, micro, autocast, world)
     said = reference_scores(
-        reference.to(world.device), held_out.ids, list(range(len(held_out.ids))), MICRO, autocast, world
+        reference.to(world.device), held_out.ids, list(range(len(held_out.ids))), micro, autocast, world
     )
     found = {}
     for name, model in (("before", reference), ("after", policy)):
         line = held_out_metrics(model.to(world.device), held_out, said, plan)
         found[name] = {short: line[long] for short, long in SHOWN.items() if long in line}
     return found
-
-
-SHOWN = {"loss": "loss", "accuracy": "rewards/accuracies", "margin": "rewards/margins"}
 
 
 def answer(model: GPT, tokenizer: Tokenizer, pairs: list[Pair], max_new: int, title: str) -> list[Answer]:
@@ -143,8 +160,9 @@ def answer(model: GPT, tokenizer: Tokenizer, pairs: list[Pair], max_new: int, ti
     ids = [tokenizer.encode(pair.prompt)[-room:] or [tokenizer.end_of_text] for pair in pairs]
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # like lengths together: little padding
     found: dict[int, Answer] = {}
-    for start in tqdm(range(0, len(order), TOGETHER), desc=title, unit="batch", leave=False, delay=1):
-        some = order[start : start + TOGETHER]
+    together = max(1, TOKENS // (max(map(len, ids)) + max_new))
+    for start in tqdm(range(0, len(order), together), desc=title, unit="batch", leave=False, delay=1):
+        some = order[start : start + together]
         for i, new in zip(some, generate(model.eval(), [ids[i] for i in some], max_new, tokenizer.end_of_text)):
             stopped = new[-1] == tokenizer.end_of_text
             found[i] = Answer(tokenizer.decode(new[:-1] if stopped else new), stopped, len(new))
@@ -194,59 +212,6 @@ def differences(pairs: list[Pair], before: list[Answer], after: list[Answer]) ->
         "became correct": changes.count(1),
         "became wrong": changes.count(-1),
     }
-
-
-def table(report: dict, prompts: int) -> str:
-    """The figures of evaluation.json, before beside after."""
-    before, after = report["before"], report["after"]
-    lines = [f"\n{prompts:,} held-out prompts, greedy      before   after"]
-    for name in ("courteous", "rude", "correct", "stopped", "length", "loss", "accuracy", "margin"):
-        if name in after:
-            lines.append(f"{name:12}{NOTES[name]:24}{before[name]:7.3f} {after[name]:7.3f}")
-    if report["difference"]:
-        d = report["difference"]
-        lines.append(
-            f"\ncorrect changed by {d['correct']:+.3f}, standard error {d['standard error']:.3f}: "
-            f"{d['became correct']} prompts became correct, {d['became wrong']} wrong"
-        )
-        lines.append(
-            "\ncorrect by family"
-            + "".join(
-                f"\n{name:36}{before['correct by family'][name]:7.3f} {rate:7.3f}"
-                for name, rate in after["correct by family"].items()
-            )
-        )
-    return "\n".join(lines)
-
-
-NOTES = {
-    "courteous": "answers",
-    "rude": "answers",
-    "correct": "answers, and stopped",
-    "stopped": "by end-of-text",
-    "length": "tokens of an answer",
-    "loss": "of held-out pairs",
-    "accuracy": "pairs, a tie is half",
-    "margin": "beta x log-ratio",
-}
-
-
-def side_by_side(pairs: list[Pair], answers: dict[str, list[Answer]], count: int) -> str:
-    """`count` prompts from all over the list, each with what the start and the trained model answer."""
-    step = max(1, len(pairs) // max(count, 1))
-    blocks = []
-    for i in range(0, len(pairs), step)[:count]:
-        task = pairs[i].prompt.removesuffix("\n\n### Response:\n").split("### Instruction:\n")[-1]
-        blocks.append(
-            "\n".join(
-                [
-                    "",
-                    " ".join(task.replace("### Input:", "|").split()),
-                    *(f"  {name:8}{answers[name][i].text!r}" for name in ("before", "after")),
-                ]
-            )
-        )
-    return "\n".join(blocks)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """A training run before it begins: everything that can be wrong is found here, in one process, and nothing is written."""
 
 import math
-import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,13 +11,14 @@ from dpo.losses import parse_loss
 from dpo.order import steps_in_epochs
 from dpo.run_folder import RunFolder
 from dpo.start import EMBEDDED, open_examples, open_model
+from dpo.step import fitting
 from gpt import precision
 from gpt.command import UserError
 from gpt.optim import default_learning_rate
-from gpt.parallel import World
+from gpt.parallel import World, check_device, process_count
 from gpt.weights import fingerprint
 
-# Flags that may differ when a run is resumed; all others change what is computed.
+# Flags that settings leave out: they change nothing that is computed, or stand there resolved.
 FREE = {
     "out",
     "resume",
@@ -40,6 +40,7 @@ class Job:
 
     def __init__(self, flags):
         _check_ranges(flags)
+        check_device(flags.device)
         self.flags, self.loss = flags, parse_loss(flags.loss, flags.beta)
         if flags.out:
             RunFolder(flags.out).check_free(flags.resume)
@@ -63,7 +64,7 @@ class Job:
             not self.loss.needs_rejected,
             self.counted,
         )
-        processes = int(os.environ.get("WORLD_SIZE", 1))
+        processes = process_count()
         if len(self.train.ids) < processes:
             raise UserError(
                 f"{flags.pairs or EMBEDDED}: {len(self.train.ids)} pairs to train on, fewer than the {processes} processes; "
@@ -96,7 +97,9 @@ class Job:
             "loss": str(self.loss),
             "lr": self.lr,
             "steps": self.steps,
-            "micro": flags.micro or kept.get("micro") or self._micro(world),
+            "micro": flags.micro
+            or kept.get("micro")
+            or min(fitting(self.policy.config, self.train.ids, world.device), math.ceil(flags.batch / world.size)),
             "precision": (flags.precision == "auto" and kept.get("precision"))
             or precision.resolve(flags.precision, world.device, self.policy.parameter_count),
             "threads": kept.get("threads", torch.get_num_threads()),
@@ -105,18 +108,6 @@ class Job:
             "pairs_sha256": self.train.fingerprint,
             "held_out_sha256": self.held_out.fingerprint,
         }
-
-    def _micro(self, world: World) -> int:
-        """As many pairs as fit 2 GiB of activations, and a process's share; on CPU at most 2,048 tokens, since more of them
-        leave the cache and pad each other (1.2M parameters: 15 % faster by 26 pairs than by 64)."""
-        c, longest = self.policy.config, max(ids.length for ids in self.train.ids)
-        answers = max(len(ids.chosen) + len(ids.rejected) for ids in self.train.ids)
-        # floats a row: about 34 C a token in each layer, two (T, T) of each head, two (N, V) for the answers' logits
-        floats = c.n_layer * longest * (34 * c.n_embd + 2 * c.n_head * longest) + 2 * answers * c.vocab_size
-        fitting = [2 * 2**30 // (4 * floats), math.ceil(self.flags.batch / world.size)]
-        if world.device.type == "cpu":
-            fitting.append(2048 // longest)
-        return max(1, min(fitting))
 
     def describe(self, settings: dict, folder: RunFolder, world: World) -> str:
         """What is about to happen, for the person who waits."""
@@ -139,12 +130,17 @@ class Job:
 
 
 AT_LEAST_1 = ("epochs", "batch")
-AT_LEAST_0 = ("steps", "micro", "seed", "weight_decay", "grad_clip", "eval_every", "save_every", "max_length", "lr")
+AT_LEAST_0 = ("steps", "micro", "weight_decay", "grad_clip", "eval_every", "save_every", "max_length", "lr")
 FRACTIONS = ("warmup", "held_out")
 
 
 def _check_ranges(flags) -> None:
-    for names, low, high in ((AT_LEAST_1, 1, math.inf), (AT_LEAST_0, 0, math.inf), (FRACTIONS, 0, 1)):
+    for names, low, high in (
+        (AT_LEAST_1, 1, math.inf),
+        (AT_LEAST_0, 0, math.inf),
+        (FRACTIONS, 0, 1),
+        (("seed",), 0, 2**31),
+    ):
         for name in names:
             value = getattr(flags, name)
             if value is not None and not low <= value < high:

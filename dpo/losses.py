@@ -15,7 +15,6 @@ change of log-probabilities.
 A new loss is a function of Scores whose keywords are its hyperparameters, and its name in LOSSES.
 """
 
-import ast
 import inspect
 import re
 from collections.abc import Callable
@@ -153,7 +152,7 @@ def parse_loss(spec: str, beta: float | None = None) -> Loss:
 
     `beta` binds to every term that takes one and did not set it. Raises UserError, naming what it does not know.
     """
-    terms = tuple(_parse_term(part.strip(), beta, spec) for part in re.split(r"\+(?![^(]*\))", spec))
+    terms = tuple(_parse_term(part.strip(), beta, spec) for part in re.split(r"(?<!\d[eE])\+(?![^(]*\))", spec))
     names = [term.name for term in terms]
     for name in names:
         if names.count(name) > 1:
@@ -202,6 +201,6 @@ def _written(value: float) -> str:
 
 def _number(text: str, what: str, spec: str) -> float:
     try:
-        return float(ast.literal_eval(text))
-    except (ValueError, TypeError, SyntaxError, OverflowError):
+        return float(text)
+    except ValueError:
         raise UserError(f"--loss {spec!r}: {what} is a number, found {text!r}") from None

@@ -1,7 +1,8 @@
 """What a step says of itself: sums over pairs, added over micro-batches and processes, divided last.
 
 A mean of means would weigh a small last batch too much, and a mean on one process would show that process alone.
-Names are TRL's where TRL has one; rewards include beta.
+Names are TRL's where TRL has one. As there, rewards include beta and are made of sums over an answer's tokens, also
+where the loss (ipo, dpo_norm) takes means.
 """
 
 import torch

@@ -33,6 +33,13 @@ def pairs_of_step(step: int, pairs: int, batch: int, seed: int) -> list[int]:
     return order[place * batch : (place + 1) * batch].tolist()
 
 
+def pairs_met(steps: int, pairs: int, batch: int, seed: int) -> list[int]:
+    """Indices of all pairs that the first `steps` updates use, in order."""
+    if steps >= math.ceil(pairs / batch):
+        return list(range(pairs))
+    return sorted(np.random.default_rng((seed, 0)).permutation(pairs)[: steps * batch].tolist())
+
+
 def micro_batches(indices: list[int], pairs: Sequence[Ids], micro: int, world: World) -> list[list[int]]:
     """This process's share of a step, cut into micro-batches of at most `micro` pairs of like length.
 

@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from data.pairs import Pair
 from gpt.model import GPT, IGNORE
+from gpt.parallel import process_rank
 from gpt.tokenizer import Tokenizer
 
 TRUNK, CHOSEN, REJECTED, PADDING = 0, 1, 2, -1
@@ -76,7 +77,7 @@ def encode(
     one_answer: leave the rejected answer away. An empty prompt becomes one end-of-text.
     """
     kept, end = [], tokenizer.end_of_text
-    for pair in tqdm(pairs, desc="tokenize", unit="pair", leave=False, delay=1):
+    for pair in tqdm(pairs, desc="tokenize", unit="pair", leave=False, delay=1, disable=process_rank() > 0):
         prompt = tokenizer.encode(pair.prompt) or [end]
         chosen = [*tokenizer.encode(pair.chosen), end]
         rejected = [] if one_answer or pair.rejected is None else [*tokenizer.encode(pair.rejected), end]

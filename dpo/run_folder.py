@@ -60,6 +60,11 @@ class RunFolder:
             }
             file.write(json.dumps(rounded) + "\n")
 
+    def last_split(self) -> str:
+        """The split of the last line of metrics.jsonl, "" where there is none."""
+        lines = self.metrics.read_text().splitlines() if self.metrics.exists() else []
+        return json.loads(lines[-1])["split"] if lines else ""
+
     def cut_metrics(self, step: int) -> None:
         """Forget what was logged after `step`, so that a resumed run has every step once."""
         lines = (

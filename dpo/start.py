@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
-from data.pairs import Pair, read_pairs, split, teaches_nothing
+from data.pairs import Pair, read_pairs, split
 from data.rules import embedded_pairs
 from dpo.rows import Ids, encode
 from gpt.command import UserError
@@ -57,13 +57,7 @@ def open_examples(
     one_answer: the loss is content with `chosen`. `counted` is filled with what was dropped or cut, by reason.
     Raises UserError for a file that cannot be used, and unless may_be_empty where nothing is left to train on.
     """
-    pairs = read_pairs(path, counted) if path else [pair for pair in embedded_pairs() if not teaches_nothing(pair)]
-    single = [pair.row for pair in pairs if pair.rejected is None]
-    if single and not one_answer:
-        raise UserError(
-            f"{path}, row {single[0]}: field 'rejected' is missing, in {len(single)} of {len(pairs)} rows; this loss "
-            "compares two answers (--loss sft is content with one)"
-        )
+    pairs = read_pairs(path, counted, one_answer) if path else embedded_pairs()
     sides = []
     for side in split(pairs, held_out):
         encoded = encode(side, tokenizer, max_length, one_answer, counted)

@@ -6,7 +6,7 @@ The loss of a micro-batch is divided by the pairs (or answer tokens) of the whol
 the micro-batch nor the number of processes changes the gradient.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from dpo.losses import Loss, Scores
 from dpo.metrics import averages, sums
 from dpo.order import micro_batches
-from dpo.rows import Batch, answer_sums, batch_of, token_logps
+from dpo.rows import Batch, Ids, answer_sums, batch_of, token_logps
 from dpo.start import Examples
+from gpt.model import GPTConfig
 from gpt.parallel import World, accumulate
 
 
@@ -41,12 +42,13 @@ def ask(model: nn.Module, examples: Examples, reference: Tensor, rows: list[int]
 
 
 def add_gradients(
-    model: nn.Module, examples: Examples, reference: Tensor, indices: list[int], plan: Plan, expect_zero: bool
+    model: nn.Module, examples: Examples, reference: Tensor, indices: list[int], plan: Plan, zero: float | None
 ) -> dict[str, float]:
     """Add the gradient of the step over the pairs `indices` (of all processes) to the parameters; return its metrics.
 
-    expect_zero: no update was made yet, so the policy is the reference and every log-ratio is 0 to rounding. Raises
-    RuntimeError where it is not: then the two are asked in different ways, and every later figure would be wrong.
+    zero: where no update was made yet, so that the policy is the reference, the size up to which a log-ratio is
+    rounding. Raises RuntimeError where one is larger: then the two are asked in different ways, and every later figure
+    would be wrong.
     """
     pairs, tokens = len(indices), sum(len(examples.ids[i].chosen) for i in indices)
     mine = micro_batches(indices, examples.ids, plan.micro, plan.world)
@@ -61,15 +63,12 @@ def add_gradients(
             (
                 plan.loss.total(weighted, pairs, tokens) * plan.world.size
             ).backward()  # gradients are averaged: times size
-        if expect_zero and scores.log_ratio.abs().max() > ZERO:
+        if zero is not None and scores.log_ratio.abs().max() > zero:
             raise RuntimeError(
                 f"before the first update the policy is the reference, but a log-ratio is {scores.log_ratio.abs().max():.3g}"
             )
         found.append(sums(scores, terms, batch, weight, plan.loss))
     return averages(found, plan.loss, plan.world)
-
-
-ZERO = 0.25  # a summed log-ratio before the first update: float32 rounding gives 1e-4 at most, bfloat16's 0.02 a sum
 
 
 @torch.no_grad()
@@ -83,3 +82,14 @@ def held_out_metrics(policy: nn.Module, examples: Examples, reference: Tensor, p
             sums(scores, plan.loss(scores), batch, torch.full_like(scores.chosen, float(bool(some))), plan.loss)
         )
     return averages(found, plan.loss, plan.world)
+
+
+def fitting(config: GPTConfig, pairs: Sequence[Ids], device: torch.device) -> int:
+    """How many of these pairs a forward pass may take: what fits 2 GiB of activations, and on CPU 2,048 tokens, since more
+    of them leave the cache and pad each other (1.2M parameters: faster by 26 pairs than by 64)."""
+    longest = max(ids.length for ids in pairs)
+    answers = max(len(ids.chosen) + len(ids.rejected) for ids in pairs)
+    # floats a row: about 34 C a token in each layer, two (T, T) of each head, two (N, V) for the answers' logits
+    layer = longest * (34 * config.n_embd + 2 * config.n_head * longest)
+    floats = config.n_layer * layer + 2 * answers * config.vocab_size
+    return max(1, min(2 * 2**30 // (4 * floats), 2048 // longest if device.type == "cpu" else len(pairs)))

@@ -22,7 +22,7 @@ import torch
 from tqdm import tqdm
 
 from dpo.job import Job
-from dpo.order import pairs_of_step
+from dpo.order import pairs_met, pairs_of_step
 from dpo.reference import reference_scores
 from dpo.run_folder import RunFolder
 from dpo.step import Plan, add_gradients, held_out_metrics
@@ -56,7 +56,7 @@ class Flags:
     steps: int = flag(0, "optimizer steps; 0: as many as the epochs give", "steps")
     batch: int = flag(64, "pairs per step, over all processes", "steps")
     micro: int = flag(0, "pairs per forward pass and process; 0: what fits 2 GiB of activations", "steps")
-    seed: int = flag(0, "of the order of pairs, of random weights, of dropout", "steps")
+    seed: int = flag(0, "of the order of pairs and of random weights", "steps")
     lr: float = flag(
         None,
         "peak rate; unset: 1e-6 at 124M parameters, in inverse proportion to size, 5e-7 to 1e-4; sft 20 times that",
@@ -107,18 +107,19 @@ def train(job: Job, world: World) -> int:
             f"--resume: {', '.join(differ)} differ from what {folder.path} was started with; give the same flags, or a new --out"
         )
     done = found[1]["step"] if found else 0
-    if done == steps:
+    if done == steps and (folder.model / "config.json").exists():
         say(f"{folder.path} is finished: {steps} steps", world)
         return 0
     torch.set_num_threads(settings["threads"])
+    stop = StopSignal()
+    # a summed log-ratio before the first update: what the two precisions make of 0
+    rounding = 0.01 if settings["precision"] == "fp32" else 0.25
     say(job.describe(settings, folder, world), world)
 
     policy = job.policy.to(world.device)
     plan = Plan(loss, settings["micro"], partial(precision.autocast, settings["precision"], world.device), world)
     # a resumed run too asks for the pairs of all steps: other batches would round otherwise, and its bits would differ
-    met = sorted(
-        {i for step in range(1, steps + 1) for i in pairs_of_step(step, len(job.train.ids), flags.batch, flags.seed)}
-    )
+    met = pairs_met(steps, len(job.train.ids), flags.batch, flags.seed)
     references = []
     for examples, wanted in ((job.train, met), (job.held_out, list(range(len(job.held_out.ids))))):
         # before the policy moves: unless --reference names another model, it is its own reference
@@ -140,7 +141,6 @@ def train(job: Job, world: World) -> int:
         )
         folder.cut_metrics(done if found else -1)
     model = replicate(policy, world)
-    stop = StopSignal()
 
     def evaluate(step: int) -> None:
         if job.held_out.ids:
@@ -148,8 +148,11 @@ def train(job: Job, world: World) -> int:
             if world.is_main:
                 folder.log({"step": step, "split": "held-out", **line})
 
-    if not found:
-        evaluate(0)
+    def due(step: int, every: int) -> bool:
+        return step == steps or every > 0 and step % every == 0
+
+    if not found or due(done, flags.eval_every) and agree(folder.last_split(), world) != "held-out":
+        evaluate(done)  # also where the run was cut off between its checkpoint and its evaluation
     bar = tqdm(
         range(done + 1, steps + 1),
         initial=done,
@@ -163,8 +166,8 @@ def train(job: Job, world: World) -> int:
         torch.manual_seed((flags.seed * 1_000_003 + step) * 4096 + world.rank)  # for dropout, and nothing else
         model.train()
         indices = pairs_of_step(step, len(job.train.ids), flags.batch, flags.seed)
-        expect_zero = step == 1 and loss.needs_reference and not flags.reference
-        line = add_gradients(model, job.train, references[0], indices, plan, expect_zero)
+        zero = rounding if step == 1 and loss.needs_reference and not flags.reference else None
+        line = add_gradients(model, job.train, references[0], indices, plan, zero)
         grad_norm = float(torch.nn.utils.clip_grad_norm_(policy.parameters(), flags.grad_clip or math.inf))
         if not math.isfinite(line["loss"] + grad_norm):
             rows = ", ".join(str(job.train.pairs[i].row) for i in indices)
@@ -185,14 +188,14 @@ def train(job: Job, world: World) -> int:
         if world.is_main:
             folder.log({"step": step, "split": "train", **line})
             bar.set_postfix({short: f"{line[name]:.3g}" for short, name in SHOWN.items() if name in line})
-        if step == steps or flags.eval_every and step % flags.eval_every == 0:
-            evaluate(step)
         stopped = stop.on_any(world)
-        if world.is_main and (step == steps or stopped or flags.save_every and step % flags.save_every == 0):
+        if world.is_main and (stopped or due(step, flags.save_every)):
             save_checkpoint(folder.checkpoints, policy, optimizer, {"step": step, "settings": settings})
-        if stopped and step < steps:
+        if stopped:
             say(f"\nstopped by a signal after step {step}; continue with --resume --out {folder.path}", world)
             return 143
+        if due(step, flags.eval_every):
+            evaluate(step)
     bar.close()
     if world.is_main:
         save_gpt(folder.model, policy, job.tokenizer)

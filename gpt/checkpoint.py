@@ -11,7 +11,6 @@ Random numbers need not be kept: they are seeded anew at every step from (seed, 
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch import nn
 
 from gpt.command import UserError
 from gpt.files import whole_folder
+from gpt.parallel import process_rank
 
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
 
@@ -56,7 +56,7 @@ def latest_checkpoint(folder: Path) -> tuple[Path, dict] | None:
                 return path, json.loads((path / "state.json").read_text())
         except (OSError, ValueError, KeyError):
             pass
-        if int(os.environ.get("RANK", 0)) == 0:
+        if process_rank() == 0:
             print(f"{path} is damaged or unfinished, the one before is used")
     return None
 

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+from safetensors import SafetensorError
+
 from gpt.command import UserError
 
 
@@ -20,15 +22,13 @@ def whole(path: str | Path) -> Iterator[TextIO]:
     if path.is_dir():
         raise UserError(f"{path} is a folder; name a file")
     part = path.with_name(path.name + ".part")
-    try:
+    with _named(path, part):
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(part, "w", encoding="utf-8", newline="\n") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from None
 
 
 @contextmanager
@@ -40,16 +40,29 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
     path = Path(path).resolve()
     part, old = path.with_name(path.name + ".part"), path.with_name(path.name + ".old")
     shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    yield part
-    for file in part.iterdir():
-        _sync(file)
+    with _named(path, part):
+        part.mkdir(parents=True)
+        yield part
+        for file in part.iterdir():
+            _sync(file)
+        shutil.rmtree(old, ignore_errors=True)
+        if path.exists():
+            os.replace(path, old)
+        os.replace(part, path)
+        _sync(path.parent)
     shutil.rmtree(old, ignore_errors=True)
-    if path.exists():
-        os.replace(path, old)
-    os.replace(part, path)
-    _sync(path.parent)
-    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def _named(path: Path, part: Path) -> Iterator[None]:
+    """What the system refuses is a UserError that names `path`, and whatever fails leaves no `part` behind."""
+    try:
+        yield
+    except BaseException as error:
+        shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
+        if isinstance(error, (OSError, SafetensorError)):
+            raise UserError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from None
+        raise
 
 
 def _sync(path: Path) -> None:

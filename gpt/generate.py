@@ -72,7 +72,7 @@ def generate(
         queries = columns[-T:, None]
         mask = ((columns <= queries) & (columns >= padding[:, None, None])) | (columns == queries)  # (B, T, column)
         positions = (columns[-T:] - padding[:, None]).clamp(min=0)  # (B, T)
-        logits = model(tokens, positions=positions, mask=mask[:, None], cache=caches)[:, -1].float()  # (B, V)
+        logits = model.lm_head(model.hidden(tokens, positions, mask[:, None], caches)[:, -1]).float()  # (B, V)
         if temperature > 0:
             chosen = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator).squeeze(1)
         else:

@@ -144,11 +144,7 @@ class GPT(nn.Module):
                     f"{tokens.shape[1]} tokens in a row, but the model has {self.config.n_positions} positions"
                 )
             positions = torch.arange(tokens.shape[1], device=tokens.device)
-        gpt = self.transformer
-        x = gpt["drop"](gpt["wte"](tokens) + gpt["wpe"](positions))  # (B, T, C)
-        for i, block in enumerate(gpt["h"]):
-            x = block(x, mask, cache and cache[i])
-        x = gpt["ln_f"](x)
+        x = self.hidden(tokens, positions, mask, cache)  # (B, T, C)
         if targets is None:
             return self.lm_head(x)
         scored = targets != IGNORE  # (B, T), N of them
@@ -156,3 +152,13 @@ class GPT(nn.Module):
         logp = torch.zeros(targets.shape, device=x.device)
         logp[scored] = -F.cross_entropy(logits, targets[scored], reduction="none")
         return logp
+
+    def hidden(
+        self, tokens: Tensor, positions: Tensor, mask: Tensor | None = None, cache: list | None = None
+    ) -> Tensor:
+        """What the head is applied to, (B, T, C). Sampling calls it, to apply the head to the last column alone."""
+        gpt = self.transformer
+        x = gpt["drop"](gpt["wte"](tokens) + gpt["wpe"](positions))
+        for i, block in enumerate(gpt["h"]):
+            x = block(x, mask, cache and cache[i])
+        return gpt["ln_f"](x)

@@ -46,9 +46,10 @@ class World(NamedTuple):
 @contextmanager
 def join(device: str, timeout: timedelta = timedelta(minutes=10)) -> Iterator[World]:
     """Meet the other processes that torchrun started; without torchrun be alone. Raises UserError for a missing device."""
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    chosen = _device(device, local_rank)
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
+    chosen = check_device(device)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    if not _under_torchrun():
         yield World(0, 1, chosen)
         return
     if os.environ.get("MASTER_ADDR") in ("127.0.0.1", "localhost", "::1"):
@@ -62,18 +63,34 @@ def join(device: str, timeout: timedelta = timedelta(minutes=10)) -> Iterator[Wo
         dist.destroy_process_group()
 
 
-def _device(name: str, local_rank: int) -> torch.device:
+def _under_torchrun() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def process_rank() -> int:
+    """This process's number, known before it has met the others."""
+    return int(os.environ["RANK"]) if _under_torchrun() else 0
+
+
+def process_count() -> int:
+    """How many processes torchrun started, or, as launch.sh says beforehand, is about to start."""
+    return int(os.environ["WORLD_SIZE"] if _under_torchrun() else os.environ.get("PLANNED_PROCESSES", 1))
+
+
+def check_device(name: str) -> torch.device:
+    """The device of this process. Raises UserError where there is none, for this process or one beside it."""
+    local_rank = int(os.environ["LOCAL_RANK"]) if _under_torchrun() else 0
+    beside = int(os.environ["LOCAL_WORLD_SIZE"]) if _under_torchrun() else process_count()
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda":
         if not torch.cuda.is_available():
             raise UserError("--device cuda: torch sees no CUDA device here; use --device cpu")
-        if local_rank >= torch.cuda.device_count():
+        if beside > torch.cuda.device_count():
             raise UserError(
-                f"--device cuda: process {local_rank} has no device, there are {torch.cuda.device_count()}; "
+                f"--device cuda: {beside} processes, but {torch.cuda.device_count()} devices; "
                 "start one process per device (--nproc_per_node)"
             )
-        torch.cuda.set_device(local_rank)
         return torch.device("cuda", local_rank)
     if name == "mps" and not torch.backends.mps.is_available():
         raise UserError("--device mps: torch sees no Apple GPU here; use --device cpu")
@@ -117,7 +134,11 @@ def say(line: str, world: World) -> None:
 
 
 class StopSignal:
-    """SIGTERM and SIGINT ask for a stop at the end of the step; the second one ends the process at once."""
+    """SIGTERM and SIGINT ask for a stop at the end of the step; a second SIGINT ends the process at once.
+
+    A second SIGTERM does not: torchrun passes on its own to workers that a group signal has reached already, and kills
+    after 30 seconds what is still there.
+    """
 
     def __init__(self):
         self.came = False
@@ -126,7 +147,8 @@ class StopSignal:
 
     def _note(self, number: int, frame) -> None:
         self.came = True
-        signal.signal(number, signal.SIG_DFL)
+        if number == signal.SIGINT:
+            signal.signal(number, signal.SIG_DFL)
 
     def on_any(self, world: World) -> bool:
         """Whether any process was asked to stop: all must leave the loop in the same step."""

@@ -1,0 +1,59 @@
+"""What dpo/evaluate.py prints: its figures as a table, before beside after, and answers to the same prompts."""
+
+from data.pairs import Pair
+
+# name in evaluation.json: name in metrics.jsonl
+SHOWN = {"loss": "loss", "accuracy": "rewards/accuracies", "margin": "rewards/margins"}
+
+
+def table(report: dict, prompts: int) -> str:
+    """The figures of evaluation.json, before beside after."""
+    before, after = report["before"], report["after"]
+    lines = [f"\n{prompts:,} held-out prompts, greedy      before   after"]
+    for name in ("courteous", "rude", "correct", "stopped", "length", "loss", "accuracy", "margin"):
+        if name in after:
+            lines.append(f"{name:12}{NOTES[name]:24}{before[name]:7.3f} {after[name]:7.3f}")
+    if report["difference"]:
+        d = report["difference"]
+        lines.append(
+            f"\ncorrect changed by {d['correct']:+.3f}, standard error {d['standard error']:.3f}: "
+            f"{d['became correct']} prompts became correct, {d['became wrong']} wrong"
+        )
+        lines.append(
+            "\ncorrect by family"
+            + "".join(
+                f"\n{name:36}{before['correct by family'][name]:7.3f} {rate:7.3f}"
+                for name, rate in after["correct by family"].items()
+            )
+        )
+    return "\n".join(lines)
+
+
+NOTES = {
+    "courteous": "answers",
+    "rude": "answers",
+    "correct": "answers, and stopped",
+    "stopped": "by end-of-text",
+    "length": "tokens of an answer",
+    "loss": "of held-out pairs",
+    "accuracy": "pairs, a tie is half",
+    "margin": "beta x log-ratio",
+}
+
+
+def samples(pairs: list[Pair], answers: dict, count: int) -> str:
+    """`count` prompts from all over the list, each with what the start and the trained model answer."""
+    step = max(1, len(pairs) // max(count, 1))
+    blocks = []
+    for i in range(0, len(pairs), step)[:count]:
+        task = pairs[i].prompt.removesuffix("\n\n### Response:\n").split("### Instruction:\n")[-1]
+        blocks.append(
+            "\n".join(
+                [
+                    "",
+                    " ".join(task.replace("### Input:", "|").split()),
+                    *(f"  {name:8}{answers[name][i].text!r}" for name in ("before", "after")),
+                ]
+            )
+        )
+    return "\n".join(blocks)
