@@ -1,4 +1,4 @@
-"""The only file that knows there is more than one process.
+"""More than one process: the only file that speaks to the others.
 
     with join("auto") as world:
         model = replicate(model, world)                     # DDP, or the model itself in one process

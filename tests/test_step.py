@@ -40,7 +40,7 @@ def step(policy: GPT, reference: GPT, ids: list[Ids], indices: list[int], plan: 
     """(gradients by name, metrics) of add_gradients, on this process of the plan's world."""
     said = reference_scores(reference, ids, list(range(len(ids))), plan.micro, nullcontext, plan.world)
     line = add_gradients(
-        replicate(policy.train(), plan.world), examples_of(ids), said, indices, plan, expect_zero=False
+        replicate(policy.train(), plan.world), examples_of(ids), said, indices, plan, zero=None
     )
     return {name: p.grad.clone() for name, p in policy.named_parameters()}, line
 
@@ -164,7 +164,7 @@ def test_sft_is_the_mean_over_answer_tokens_and_asks_for_one_branch_alone(make_g
     loss = -summed(policy, ids, "chosen").sum() / sum(len(pair.chosen) for pair in ids)
     loss.backward()
     model = make_gpt(1, double=True)
-    line = add_gradients(model, examples_of(ids), torch.zeros(6, 2), list(range(6)), plan_of("sft", 2), False)
+    line = add_gradients(model, examples_of(ids), torch.zeros(6, 2), list(range(6)), plan_of("sft", 2), None)
     assert line["loss"] == pytest.approx(loss.item(), rel=1e-5) and "rewards/margins" not in line
     assert close(
         {n: p.grad for n, p in model.named_parameters()}, {n: p.grad for n, p in policy.named_parameters()}, 3e-6
@@ -181,7 +181,7 @@ def test_where_the_reference_is_the_policy_the_loss_is_ln_2_every_margin_0_and_t
     for micro in (1, 2, 9):  # the reference is asked in other batches than the policy
         said = reference_scores(make_gpt(1), ids, list(range(9)), 4, nullcontext, ALONE)
         model.zero_grad()
-        line = add_gradients(model, examples_of(ids), said, list(range(9)), plan_of("dpo", micro), expect_zero=True)
+        line = add_gradients(model, examples_of(ids), said, list(range(9)), plan_of("dpo", micro), zero=0.01)
         assert line["loss"] == pytest.approx(0.6931472, abs=1e-5) and line["rewards/margins"] == pytest.approx(
             0, abs=1e-5
         )
@@ -193,13 +193,13 @@ def test_expecting_zero_refuses_a_reference_that_is_another_model(make_gpt, rand
     ids = random_ids(6)
     said = reference_scores(make_gpt(2), ids, list(range(6)), 2, nullcontext, ALONE)
     assert (said - reference_scores(make_gpt(1), ids, list(range(6)), 2, nullcontext, ALONE)).abs().max() > 1
-    for expect_zero in (False, True):
+    for zero in (None, 0.01):
         model = make_gpt(1)
-        if expect_zero:
+        if zero is not None:
             with pytest.raises(RuntimeError, match="before the first update"):
-                add_gradients(model, examples_of(ids), said, [0, 1, 2], plan_of("dpo", 3), True)
+                add_gradients(model, examples_of(ids), said, [0, 1, 2], plan_of("dpo", 3), zero)
         else:
-            add_gradients(model, examples_of(ids), said, [0, 1, 2], plan_of("dpo", 3), False)
+            add_gradients(model, examples_of(ids), said, [0, 1, 2], plan_of("dpo", 3), None)
 
 
 # Held-out pairs
