@@ -80,7 +80,7 @@ def process_count() -> int:
 def check_device(name: str) -> torch.device:
     """The device of this process. Raises UserError where there is none, for this process or one beside it."""
     local_rank = int(os.environ["LOCAL_RANK"]) if _under_torchrun() else 0
-    beside = int(os.environ["LOCAL_WORLD_SIZE"]) if _under_torchrun() else process_count()
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if _under_torchrun() else process_count()
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda":
