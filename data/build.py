@@ -22,7 +22,6 @@ from data.rules import PAIRS, preference_rows, row_pairs, sft_rows
 from gpt.command import UserError, argument, flag, run
 from gpt.files import whole
 from gpt.tokenizer import Tokenizer
-from gpt.weights import model_folder
 
 TINY = Path(__file__).parent / "tiny"
 
@@ -73,7 +72,7 @@ def check(flags: Check) -> None:
     if flags.model == "gpt2":
         tokenizer = Tokenizer.gpt2()
     else:
-        tokenizer = Tokenizer.load(model_folder(flags.model or TINY))
+        tokenizer = Tokenizer.load(flags.model or TINY)
     if not 0 <= flags.held_out <= 1 or flags.max_length < 1:
         raise UserError(
             f"--held-out is {flags.held_out:g} and --max-length {flags.max_length}; they must be between 0 and 1, and at least 1"

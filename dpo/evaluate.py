@@ -93,6 +93,9 @@ def main(flags: Flags) -> None:
     reference, other = open_model(flags.reference or used.get("reference") or used.get("init", ""), used.get("seed", 0))
     if tokenizer.ids != other.ids:
         raise UserError(f"--policy {flags.policy} and its reference have different vocabularies")
+    context = min(policy.config.n_positions, reference.config.n_positions)
+    if flags.max_new >= context:
+        raise UserError(f"--max-new is {flags.max_new}, but the model's context is {context}")
     started = "init_sha256" if not used.get("reference") else "reference_sha256"
     if used and not flags.reference and settings[started] not in (None, fingerprint(reference)):
         raise UserError(
@@ -100,7 +103,7 @@ def main(flags: Flags) -> None:
         )
     fraction = flags.held_out if flags.held_out is not None else used.get("held_out", 0.1)
     file = flags.pairs or used.get("pairs", "")
-    length = used.get("max_length") or min(policy.config.n_positions, reference.config.n_positions)
+    length = used.get("max_length") or context
     _, held_out = open_examples(file, tokenizer, length, fraction, not loss.needs_rejected, {}, may_be_empty=True)
     if not held_out.pairs:
         raise UserError(f"{file or EMBEDDED}: no pair is held out at --held-out {fraction:g}")
@@ -155,8 +158,6 @@ def pair_metrics(policy: GPT, reference: GPT, held_out, loss, world: World) -> d
 def answer(model: GPT, tokenizer: Tokenizer, pairs: list[Pair], max_new: int, title: str) -> list[Answer]:
     """The model's greedy answer to each pair's prompt. A prompt too long for the context loses its beginning."""
     room = model.config.n_positions - max_new
-    if room < 1:
-        raise UserError(f"--max-new is {max_new}, but the model's context is {model.config.n_positions}")
     ids = [tokenizer.encode(pair.prompt)[-room:] or [tokenizer.end_of_text] for pair in pairs]
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # like lengths together: little padding
     found: dict[int, Answer] = {}

@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -59,7 +59,8 @@ def _named(path: Path, part: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
+        with suppress(OSError):
+            shutil.rmtree(part) if part.is_dir() else part.unlink()
         if isinstance(error, (OSError, SafetensorError)):
             raise UserError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from None
         raise

@@ -88,8 +88,13 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: str | Path) -> "Tokenizer":
-        """The vocabulary of a model folder: `vocab.json` and `merges.txt`. Raises UserError, naming file and line."""
+        """The vocabulary of a model folder, or of a run folder's model: `vocab.json` and `merges.txt`.
+
+        Raises UserError, naming file and line.
+        """
         folder = Path(folder)
+        if not (folder / "vocab.json").exists() and (folder / "model" / "vocab.json").exists():
+            folder = folder / "model"
         ids = read_vocabulary(folder / "vocab.json")
         end_of_text = ids.pop(END_OF_TEXT.encode())
         merges = read_merges(folder / "merges.txt")

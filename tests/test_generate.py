@@ -94,16 +94,22 @@ def test_the_prompt_is_read_once_then_one_column_for_each_row_that_still_goes_on
     end = common_token(generate(model, PROMPTS, 20))
     lengths = [len(answer) for answer in generate(model, PROMPTS, 20, end)]
     seen = []
-    hook = model.register_forward_hook(lambda module, inputs, output: seen.append(tuple(inputs[0].shape)))
+    head = []
+    hooks = [
+        model.transformer["ln_f"].register_forward_hook(lambda m, inputs, out: seen.append(tuple(inputs[0].shape[:2]))),
+        model.lm_head.register_forward_hook(lambda m, inputs, out: head.append(tuple(inputs[0].shape[:-1]))),
+    ]
     generate(model, PROMPTS, 20, end)
-    hook.remove()
+    for hook in hooks:
+        hook.remove()
+    assert head == [(rows,) for rows, _ in seen]  # the vocabulary only for the token that comes next
     assert seen == [(5, 11)] + [(sum(length > n for length in lengths), 1) for n in range(1, 20)]
 
 
 def test_generation_stops_when_every_row_has_ended(model):
     first = recomputed(model, PROMPTS[0], 1)[0]
     seen = []
-    hook = model.register_forward_hook(lambda module, inputs, output: seen.append(1))
+    hook = model.transformer["ln_f"].register_forward_hook(lambda module, inputs, output: seen.append(1))
     assert generate(model, [PROMPTS[0]] * 3, 20, first) == [[first]] * 3
     hook.remove()
     assert len(seen) == 1
