@@ -17,7 +17,14 @@ ENVIRONMENT = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ[
 
 
 def launch(*words, cwd=None, code=0, timeout=300, **environment) -> subprocess.CompletedProcess:
-    done = subprocess.run([DOOR, *map(str, words)], cwd=cwd, env=ENVIRONMENT | environment, capture_output=True, text=True, timeout=timeout)
+    done = subprocess.run(
+        [DOOR, *map(str, words)],
+        cwd=cwd,
+        env=ENVIRONMENT | environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
     assert done.returncode == code, done.stdout + done.stderr
     return done
 
@@ -41,8 +48,14 @@ def test_train_with_two_processes_works_from_any_folder(tmp_path):
     assert (tmp_path / "run/model/model.safetensors").exists()
 
 
-@pytest.mark.parametrize("flags, expected", [(["--beta", "0"], "beta is 0"), (["--pairs", "no.json"], "no.json does not exist"),
-                                             (["--stepz", "3"], "did you mean --steps?")])
+@pytest.mark.parametrize(
+    "flags, expected",
+    [
+        (["--beta", "0"], "beta is 0"),
+        (["--pairs", "no.json"], "no.json does not exist"),
+        (["--stepz", "3"], "did you mean --steps?"),
+    ],
+)
 def test_a_user_error_is_one_line_and_code_2(flags, expected):
     done = launch("train", *flags, code=2, N="2")
     assert done.stderr.count("\n") == 1 and expected in done.stderr
@@ -55,7 +68,9 @@ def test_a_wrong_number_of_processes_is_one_line_and_code_2():
 @pytest.mark.slow
 def test_sigterm_ends_with_143_and_resume_finishes(tmp_path):
     flags = ["--steps", "60", "--batch", "8", "--eval-every", "0", "--held-out", "0", "--out", str(tmp_path / "run")]
-    job = subprocess.Popen([DOOR, "train", *flags], env=ENVIRONMENT | {"N": "2"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    job = subprocess.Popen(
+        [DOOR, "train", *flags], env=ENVIRONMENT | {"N": "2"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     metrics = tmp_path / "run/metrics.jsonl"
     while not metrics.exists() or len(metrics.read_text().splitlines()) < 3:
         assert job.poll() is None
@@ -72,7 +87,13 @@ def test_training_starts_where_the_host_name_resolves_to_nothing(tmp_path):
     if os.geteuid() != 0 or not shutil.which("unshare") or not shutil.which("ip"):
         pytest.skip("a network namespace needs root, unshare and ip")
     inside = f"ip link set lo up && hostname nowhere.invalid && exec {DOOR} train {' '.join(small(tmp_path / 'run'))}"
-    done = subprocess.run(["unshare", "--net", "--uts", "bash", "-c", inside], env=ENVIRONMENT | {"N": "2"}, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        ["unshare", "--net", "--uts", "bash", "-c", inside],
+        env=ENVIRONMENT | {"N": "2"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run/model/model.safetensors").exists()
 
@@ -82,12 +103,12 @@ def test_the_demo_makes_the_model_polite_without_making_it_wrong(tmp_path):
     started = time.monotonic()
     done = launch(cwd=tmp_path, OMP_NUM_THREADS=str(os.cpu_count()))
     seconds = time.monotonic() - started
-    run, = (tmp_path / "runs").iterdir()
+    (run,) = (tmp_path / "runs").iterdir()
     report = json.loads((run / "evaluation.json").read_text())
     before, after, change = report["before"], report["after"], report["difference"]
     assert before["prompts"] >= 1000
     assert before["correct"] >= 0.85 and before["courteous"] <= 0.2
     assert after["courteous"] >= 0.90 and after["rude"] <= 0.02 and after["stopped"] >= 0.99
     assert change["correct"] >= -0.02
-    assert "held-out prompts" in done.stdout and "torchrun --nproc_per_node=" in done.stdout
+    assert "held-out prompts" in done.stdout and "torchrun --local-addr 127.0.0.1 --nproc_per_node=" in done.stdout
     assert seconds < 180  # 90 on two free cores; this machine may have other work

@@ -43,9 +43,24 @@ with join("cpu") as world:
 def two(tmp_path_factory) -> list[dict]:
     folder = tmp_path_factory.mktemp("two")
     (folder / "together.py").write_text(TOGETHER)
-    subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", "2",
-                    folder / "together.py", folder], check=True, capture_output=True, timeout=120,
-                   env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--local-addr",
+            "127.0.0.1",
+            "--nproc-per-node",
+            "2",
+            folder / "together.py",
+            folder,
+        ],
+        check=True,
+        capture_output=True,
+        timeout=120,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 

@@ -39,9 +39,7 @@ def plan_of(spec: str, micro: int, world: World = ALONE) -> Plan:
 def step(policy: GPT, reference: GPT, ids: list[Ids], indices: list[int], plan: Plan) -> tuple[dict, dict]:
     """(gradients by name, metrics) of add_gradients, on this process of the plan's world."""
     said = reference_scores(reference, ids, list(range(len(ids))), plan.micro, nullcontext, plan.world)
-    line = add_gradients(
-        replicate(policy.train(), plan.world), examples_of(ids), said, indices, plan, zero=None
-    )
+    line = add_gradients(replicate(policy.train(), plan.world), examples_of(ids), said, indices, plan, zero=None)
     return {name: p.grad.clone() for name, p in policy.named_parameters()}, line
 
 

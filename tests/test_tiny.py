@@ -25,7 +25,9 @@ def test_transformers_gives_the_same_greedy_answers():
     for pair, ours in zip(pairs, answer(model, tokenizer, pairs, 24, "")):
         ids = words(pair.prompt, return_tensors="pt").input_ids
         assert ids[0].tolist() == tokenizer.encode(pair.prompt)
-        said = theirs.generate(ids, max_new_tokens=24, do_sample=False, pad_token_id=tokenizer.end_of_text)[0, ids.shape[1]:]
+        said = theirs.generate(ids, max_new_tokens=24, do_sample=False, pad_token_id=tokenizer.end_of_text)[
+            0, ids.shape[1] :
+        ]
         assert words.decode(said, skip_special_tokens=True) == ours.text
 
 

@@ -25,7 +25,9 @@ from gpt.weights import load_gpt, save_gpt
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = str(ROOT / "dpo" / "train.py")
-ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "MASTER_ADDR")} | {"OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "MASTER_ADDR")} | {
+    "OMP_NUM_THREADS": "1"
+}
 
 
 @pytest.fixture(scope="module")
@@ -35,20 +37,35 @@ def toy(tmp_path_factory) -> Path:
     rows = preference_rows(37)
     tokenizer = train_bpe([f"{r['instruction']} {r['input']} {r['chosen']} {r['rejected']}" for r in rows], 320)
     torch.manual_seed(0)
-    save_gpt(folder / "model", GPT(GPTConfig(vocab_size=tokenizer.vocab_size, n_positions=256, n_embd=32, n_layer=2, n_head=2)), tokenizer)
+    save_gpt(
+        folder / "model",
+        GPT(GPTConfig(vocab_size=tokenizer.vocab_size, n_positions=256, n_embd=32, n_layer=2, n_head=2)),
+        tokenizer,
+    )
     write_rows(folder / "pairs.jsonl", rows)
     write_rows(folder / "sft.jsonl", sft_rows(37))
     return folder
 
 
 def command(toy: Path, *flags, processes: int = 0) -> list[str]:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", str(processes)]
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--local-addr",
+        "127.0.0.1",
+        "--nproc-per-node",
+        str(processes),
+    ]
     given = ["--init", toy / "model", "--pairs", toy / "pairs.jsonl", "--batch", 8, "--lr", 1e-3, *flags]
     return [*(launcher if processes else [sys.executable]), TRAIN, *map(str, given)]
 
 
 def train(toy: Path, *flags, processes: int = 0, code: int | None = 0) -> subprocess.CompletedProcess:
-    done = subprocess.run(command(toy, *flags, processes=processes), env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        command(toy, *flags, processes=processes), env=ENVIRONMENT, capture_output=True, text=True, timeout=120
+    )
     assert code is None or done.returncode == code, done.stderr
     return done
 
@@ -120,7 +137,11 @@ def test_the_run_folder_holds_the_trained_model_its_flags_and_its_hashes(toy, on
     newest = sorted((one_process / "checkpoints").iterdir())[-1]
     assert torch.equal(saved, load_file(newest / "model.safetensors")["transformer.wte.weight"])
     run = json.loads((one_process / "run.json").read_text())
-    assert run["flags"]["epochs"] == 2 and run["settings"]["steps"] == metrics(one_process)[-1]["step"] and run["versions"]["torch"] == torch.__version__
+    assert (
+        run["flags"]["epochs"] == 2
+        and run["settings"]["steps"] == metrics(one_process)[-1]["step"]
+        and run["versions"]["torch"] == torch.__version__
+    )
     assert all(re.fullmatch("[0-9a-f]{64}", run["settings"][name]) for name in ("init_sha256", "pairs_sha256"))
 
 
@@ -168,22 +189,43 @@ def test_a_finished_run_resumes_to_its_export_and_other_flags_are_refused_by_nam
 
 def test_sigterm_saves_the_last_step_and_leaves_with_143(toy):
     run, flags = toy / "stopped", ["--steps", 400, "--eval-every", 0, "--save-every", 0, "--out", toy / "stopped"]
-    process = subprocess.Popen(command(toy, *flags), env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(
+        command(toy, *flags), env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
     while not (run / "metrics.jsonl").exists() or len((run / "metrics.jsonl").read_text().splitlines()) < 5:
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)  # torchrun passes its own on to a worker that a group signal has reached already
+    process.send_signal(
+        signal.SIGTERM
+    )  # torchrun passes its own on to a worker that a group signal has reached already
     out, _ = process.communicate(timeout=30)
     assert process.returncode == 143 and "stopped by a signal" in out
-    saved, = (run / "checkpoints").iterdir()
+    (saved,) = (run / "checkpoints").iterdir()
     assert int(saved.name.removeprefix("step-")) == metrics(run)[-1]["step"] and not (run / "model").exists()
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_rows(toy):
     run = toy / "exploded"
-    done = train(toy, "--lr", 1e30, "--warmup", 0, "--grad-clip", 0, "--save-every", 1, "--steps", 20, "--eval-every", 0, "--out", run, code=2)
+    done = train(
+        toy,
+        "--lr",
+        1e30,
+        "--warmup",
+        0,
+        "--grad-clip",
+        0,
+        "--save-every",
+        1,
+        "--steps",
+        20,
+        "--eval-every",
+        0,
+        "--out",
+        run,
+        code=2,
+    )
     line = done.stderr.strip().splitlines()[-1]
     assert "nothing was updated" in line and re.search(r"rows \d+, \d+", line)
     assert not (run / "model").exists()
@@ -192,10 +234,16 @@ def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_rows(to
 BAD_PAIRS = {
     "missing": (None, "does not exist"),
     "bad json": ('{"prompt": "a", "chosen": "b", "rejected": "c"}\n{"prompt": "a", ', "line 2"),
-    "misspelt": ('{"prompt": "a", "chosn": "b", "rejected": "c"}', "row 1: field 'chosen' is missing; found prompt, chosn"),
+    "misspelt": (
+        '{"prompt": "a", "chosn": "b", "rejected": "c"}',
+        "row 1: field 'chosen' is missing; found prompt, chosn",
+    ),
     "number": ('{"prompt": "a", "chosen": 3, "rejected": "c"}', "row 1: field 'chosen' must be text, found a number"),
     "nothing left": ('{"prompt": "a", "chosen": "b", "rejected": "b"}', "chosen equal to rejected: 1 pair (row 1)"),
-    "one answer": ('{"prompt": "a", "chosen": "b"}\n{"prompt": "q", "chosen": "b", "rejected": "c"}', "row 1: field 'rejected' is missing"),
+    "one answer": (
+        '{"prompt": "a", "chosen": "b"}\n{"prompt": "q", "chosen": "b", "rejected": "c"}',
+        "row 1: field 'rejected' is missing",
+    ),
 }
 
 
@@ -263,7 +311,9 @@ def test_fewer_pairs_than_processes_is_refused(toy, tmp_path):
 
 
 def test_it_works_from_any_folder_and_names_its_own_run_folder(toy, tmp_path):
-    done = subprocess.run(command(toy, "--steps", 1, "--held-out", 0), env=ENVIRONMENT, cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        command(toy, "--steps", 1, "--held-out", 0), env=ENVIRONMENT, cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
-    run, = (tmp_path / "runs").iterdir()
+    (run,) = (tmp_path / "runs").iterdir()
     assert run.name.startswith("dpo-") and (run / "model/model.safetensors").exists()
