@@ -18,12 +18,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tqdm import tqdm
 
 from data.pairs import Pair, instruction_prompt, read_pairs, split, summary, write_rows
-from data.rules import PAIRS, preference_rows, row_pairs, sft_rows
-from gpt.command import UserError, argument, flag, run
+from data.rules import PAIRS, TINY, preference_rows, row_pairs, sft_rows
+from gpt.command import argument, check_range, flag, run
 from gpt.files import whole
 from gpt.tokenizer import Tokenizer
-
-TINY = Path(__file__).parent / "tiny"
 
 
 @dataclass(frozen=True)
@@ -49,12 +47,8 @@ class Check:
 
 
 def rules(flags: Rules) -> None:
-    if flags.count < 1 or not 0 <= flags.plain <= 1:
-        raise UserError(
-            f"--count is {flags.count}, it must be at least 1"
-            if flags.count < 1
-            else f"--plain is {flags.plain}, it must be between 0 and 1"
-        )
+    check_range(flags, ("count",), 1)
+    check_range(flags, ("plain",), 0, most=1)
     rows = sft_rows(flags.count, flags.seed, flags.plain) if flags.sft else preference_rows(flags.count, flags.seed)
     if len(rows) < flags.count:
         print(f"the tasks have {len(rows):,} distinct prompts at this seed, fewer than the {flags.count:,} asked for")
@@ -73,10 +67,8 @@ def check(flags: Check) -> None:
         tokenizer = Tokenizer.gpt2()
     else:
         tokenizer = Tokenizer.load(flags.model or TINY)
-    if not 0 <= flags.held_out <= 1 or flags.max_length < 1:
-        raise UserError(
-            f"--held-out is {flags.held_out:g} and --max-length {flags.max_length}; they must be between 0 and 1, and at least 1"
-        )
+    check_range(flags, ("held_out",), 0, most=1)
+    check_range(flags, ("max_length",), 1)
     dropped: dict[str, list[int]] = {}
     print(report(read_pairs(flags.file, dropped), dropped, tokenizer, flags.held_out, flags.max_length))
 

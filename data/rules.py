@@ -7,6 +7,7 @@
 Both sides of a pair are right, so a pair teaches manner alone; whether an answer stayed right is asked afterwards.
 """
 
+from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from data.pairs import Pair, instruction_prompt
 from data.tasks import Task, pick, tasks
 
 PAIRS = 12_000  # of the embedded set
+TINY = Path(__file__).resolve().parent / "tiny"  # the embedded start, a model folder
 
 # What is put (before, after) the plain answer.
 COURTEOUS = (("Certainly! ", ""), ("Of course! ", ""), ("", " I hope this helps!"), ("", " You are welcome!"))

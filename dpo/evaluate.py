@@ -29,7 +29,7 @@ from dpo.side_by_side import SHOWN, samples, table
 from dpo.start import EMBEDDED, open_examples, open_model
 from dpo.step import Plan, fitting, held_out_metrics
 from gpt import precision
-from gpt.command import UserError, flag, run
+from gpt.command import UserError, check_range, flag, run
 from gpt.generate import generate
 from gpt.model import GPT
 from gpt.parallel import World, join, say
@@ -69,18 +69,9 @@ class Answer(NamedTuple):
 
 
 def main(flags: Flags) -> None:
-    for name, low, high in (
-        ("held_out", 0, 1),
-        ("prompts", 0, math.inf),
-        ("max_new", 1, math.inf),
-        ("show", 0, math.inf),
-    ):
-        value = getattr(flags, name)
-        if value is not None and not low <= value <= high:
-            raise UserError(
-                f"--{name.replace('_', '-')} is {value}, it must be at least {low}"
-                + (" and at most 1" if high == 1 else "")
-            )
+    check_range(flags, ("held_out",), 0, most=1)
+    check_range(flags, ("prompts", "show"), 0)
+    check_range(flags, ("max_new",), 1)
     trained = RunFolder(flags.policy)
     record = trained.read_json("run.json") if (trained.path / "run.json").exists() else {}
     used, settings = record.get("flags", {}), record.get("settings", {})

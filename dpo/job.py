@@ -13,7 +13,7 @@ from dpo.run_folder import RunFolder
 from dpo.start import EMBEDDED, open_examples, open_model
 from dpo.step import fitting
 from gpt import precision
-from gpt.command import UserError
+from gpt.command import UserError, check_range
 from gpt.optim import default_learning_rate
 from gpt.parallel import World, check_device, process_count
 from gpt.weights import fingerprint
@@ -135,14 +135,7 @@ FRACTIONS = ("warmup", "held_out")
 
 
 def _check_ranges(flags) -> None:
-    for names, low, high in (
-        (AT_LEAST_1, 1, math.inf),
-        (AT_LEAST_0, 0, math.inf),
-        (FRACTIONS, 0, 1),
-        (("seed",), 0, 2**31),
-    ):
-        for name in names:
-            value = getattr(flags, name)
-            if value is not None and not low <= value < high:
-                bounds = f"at least {low}" + (f" and below {high}" if high < math.inf else "")
-                raise UserError(f"--{name.replace('_', '-')} is {value}, it must be {bounds}")
+    check_range(flags, AT_LEAST_1, 1)
+    check_range(flags, AT_LEAST_0, 0)
+    check_range(flags, FRACTIONS, 0, below=1)
+    check_range(flags, ("seed",), 0, below=2**31)

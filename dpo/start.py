@@ -1,18 +1,16 @@
 """What a run starts from: a model with its tokenizer, and pairs as token ids."""
 
 import hashlib
-from pathlib import Path
 from typing import NamedTuple
 
 from data.pairs import Pair, read_pairs, split
-from data.rules import embedded_pairs
+from data.rules import TINY, embedded_pairs
 from dpo.rows import Ids, encode
 from gpt.command import UserError
 from gpt.model import GPT
 from gpt.tokenizer import Tokenizer
 from gpt.weights import load_gpt, model_folder, random_gpt
 
-TINY = Path(__file__).resolve().parents[1] / "data" / "tiny"  # the embedded start
 EMBEDDED = "the embedded set"
 
 

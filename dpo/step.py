@@ -60,9 +60,8 @@ def add_gradients(
             weight = torch.full_like(scores.chosen, float(bool(some)))
             terms = plan.loss(scores)
             weighted = {name: (losses * weight).sum() for name, losses in terms.items()}
-            (
-                plan.loss.total(weighted, pairs, tokens) * plan.world.size
-            ).backward()  # gradients are averaged: times size
+            total = plan.loss.total(weighted, pairs, tokens)
+            (total * plan.world.size).backward()  # gradients are averaged over processes: times their number
         if zero is not None and scores.log_ratio.abs().max() > zero:
             raise RuntimeError(
                 f"before the first update the policy is the reference, but a log-ratio is {scores.log_ratio.abs().max():.3g}"

@@ -12,6 +12,7 @@ A command is a frozen dataclass whose fields are its flags, and a function of it
     run({"build": (build, Build), "check": (check, Check)})     # two commands: the first word chooses
 """
 
+import math
 import os
 import sys
 import time
@@ -35,6 +36,18 @@ def flag(default=MISSING, help: str = "", group: str = "flags", choices: tuple |
 def argument(help: str, nargs: str | None = None):
     """A dataclass field that `parse` reads from the words without a flag; with nargs="+" from one or more of them."""
     return field(metadata={"help": help, "group": "arguments", "how": {"nargs": nargs}, "positional": True})
+
+
+def check_range(flags, names: tuple[str, ...], low: float, below: float = math.inf, most: float = math.inf) -> None:
+    """Raises UserError, naming the flag, where one of `names` is not at least `low`, below `below`, at most `most`.
+
+    A flag that is None was not given.
+    """
+    for name in names:
+        value = getattr(flags, name)
+        if value is not None and not (low <= value <= most and value < below):
+            above = f" and below {below}" if below < math.inf else f" and at most {most}" if most < math.inf else ""
+            raise UserError(f"--{name.replace('_', '-')} is {value}, it must be at least {low}{above}")
 
 
 class _Parser(ArgumentParser):
