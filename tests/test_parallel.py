@@ -1,18 +1,13 @@
 """gpt/parallel.py with real processes over gloo: what two of them do together, one does alone."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from gpt.command import UserError
 from gpt.parallel import World, add_up, agree, join, replicate
-
-ROOT = Path(__file__).resolve().parents[1]
+from tests.processes import ROOT, call
 
 TOGETHER = """
 import json, sys
@@ -43,24 +38,7 @@ with join("cpu") as world:
 def two(tmp_path_factory) -> list[dict]:
     folder = tmp_path_factory.mktemp("two")
     (folder / "together.py").write_text(TOGETHER)
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--local-addr",
-            "127.0.0.1",
-            "--nproc-per-node",
-            "2",
-            folder / "together.py",
-            folder,
-        ],
-        check=True,
-        capture_output=True,
-        timeout=120,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-    )
+    call(folder / "together.py", folder, processes=2, PYTHONPATH=str(ROOT))
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 

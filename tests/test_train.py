@@ -1,12 +1,10 @@
 """dpo/train.py as its users run it: real processes, real torchrun, real signals, a toy model."""
 
 import json
-import os
 import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -22,12 +20,9 @@ from gpt.command import UserError, parse
 from gpt.model import GPT, GPTConfig
 from gpt.tokenizer import train_bpe
 from gpt.weights import load_gpt, save_gpt
+from tests.processes import ENVIRONMENT, ROOT, call, command
 
-ROOT = Path(__file__).resolve().parents[1]
-TRAIN = str(ROOT / "dpo" / "train.py")
-ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "MASTER_ADDR")} | {
-    "OMP_NUM_THREADS": "1"
-}
+TRAIN = ROOT / "dpo" / "train.py"
 
 
 @pytest.fixture(scope="module")
@@ -47,27 +42,12 @@ def toy(tmp_path_factory) -> Path:
     return folder
 
 
-def command(toy: Path, *flags, processes: int = 0) -> list[str]:
-    launcher = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--local-addr",
-        "127.0.0.1",
-        "--nproc-per-node",
-        str(processes),
-    ]
-    given = ["--init", toy / "model", "--pairs", toy / "pairs.jsonl", "--batch", 8, "--lr", 1e-3, *flags]
-    return [*(launcher if processes else [sys.executable]), TRAIN, *map(str, given)]
+def flags_for(toy: Path, *flags) -> list:
+    return ["--init", toy / "model", "--pairs", toy / "pairs.jsonl", "--batch", 8, "--lr", 1e-3, *flags]
 
 
 def train(toy: Path, *flags, processes: int = 0, code: int | None = 0) -> subprocess.CompletedProcess:
-    done = subprocess.run(
-        command(toy, *flags, processes=processes), env=ENVIRONMENT, capture_output=True, text=True, timeout=120
-    )
-    assert code is None or done.returncode == code, done.stderr
-    return done
+    return call(TRAIN, *flags_for(toy, *flags), processes=processes, code=code)
 
 
 def metrics(run: Path) -> list[dict]:
@@ -190,7 +170,11 @@ def test_a_finished_run_resumes_to_its_export_and_other_flags_are_refused_by_nam
 def test_sigterm_saves_the_last_step_and_leaves_with_143(toy):
     run, flags = toy / "stopped", ["--steps", 400, "--eval-every", 0, "--save-every", 0, "--out", toy / "stopped"]
     process = subprocess.Popen(
-        command(toy, *flags), env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        command(TRAIN, *flags_for(toy, *flags)),
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
     )
     while not (run / "metrics.jsonl").exists() or len((run / "metrics.jsonl").read_text().splitlines()) < 5:
         assert process.poll() is None
@@ -250,7 +234,7 @@ BAD_PAIRS = {
 def refused(toy: Path, *flags) -> str:
     """The line with which a job refuses its flags, without starting Python anew for each."""
     with pytest.raises(UserError) as caught:
-        Job(parse(Flags, [str(word) for word in command(toy, *flags)[2:]]))
+        Job(parse(Flags, [str(word) for word in flags_for(toy, *flags)]))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -312,7 +296,11 @@ def test_fewer_pairs_than_processes_is_refused(toy, tmp_path):
 
 def test_it_works_from_any_folder_and_names_its_own_run_folder(toy, tmp_path):
     done = subprocess.run(
-        command(toy, "--steps", 1, "--held-out", 0), env=ENVIRONMENT, cwd=tmp_path, capture_output=True, text=True
+        command(TRAIN, *flags_for(toy, "--steps", 1, "--held-out", 0)),
+        env=ENVIRONMENT,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     (run,) = (tmp_path / "runs").iterdir()
