@@ -76,12 +76,12 @@ def main(flags: Flags) -> None:
     record = trained.read_json("run.json") if (trained.path / "run.json").exists() else {}
     used, settings = record.get("flags", {}), record.get("settings", {})
     loss = parse_loss(flags.loss or used.get("loss", "dpo"), used.get("beta"))
-    policy, tokenizer = open_model(flags.policy)
+    policy, tokenizer, _ = open_model(flags.policy)
     if not used and not flags.reference:
         raise UserError(
             f"--policy {flags.policy} is no run folder, which would tell its start: name a model to compare with, --reference"
         )
-    reference, other = open_model(flags.reference or used.get("reference") or used.get("init", ""), used.get("seed", 0))
+    reference, other, _ = open_model(flags.reference or used.get("reference") or used.get("init", ""), used.get("seed", 0))
     if tokenizer.ids != other.ids:
         raise UserError(f"--policy {flags.policy} and its reference have different vocabularies")
     context = min(policy.config.n_positions, reference.config.n_positions)
@@ -155,7 +155,7 @@ def answer(model: GPT, tokenizer: Tokenizer, pairs: list[Pair], max_new: int, ti
     together = max(1, TOKENS // (max(map(len, ids)) + max_new))
     for start in tqdm(range(0, len(order), together), desc=title, unit="batch", leave=False, delay=1):
         some = order[start : start + together]
-        for i, new in zip(some, generate(model.eval(), [ids[i] for i in some], max_new, tokenizer.end_of_text)):
+        for i, new in zip(some, generate(model.eval(), [ids[i] for i in some], max_new, [tokenizer.end_of_text])):
             stopped = new[-1] == tokenizer.end_of_text
             found[i] = Answer(tokenizer.decode(new[:-1] if stopped else new), stopped, len(new))
     return [found[i] for i in range(len(ids))]

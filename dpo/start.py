@@ -7,26 +7,19 @@ from data.pairs import Pair, read_pairs, split
 from data.rules import TINY, embedded_pairs
 from dpo.rows import Ids, encode
 from gpt.command import UserError
-from gpt.model import GPT
 from gpt.tokenizer import Tokenizer
-from gpt.weights import load_gpt, model_folder, random_gpt
+from gpt.weights import Opened, open_folder, random_gpt
 
 EMBEDDED = "the embedded set"
 
 
-def open_model(name: str, seed: int = 0) -> tuple[GPT, Tokenizer]:
-    """The model and tokenizer of a model folder, a run folder or `random:SIZE`; an empty name is the embedded start."""
+def open_model(name: str, seed: int = 0, dropout: float = 0.0) -> Opened:
+    """The model and tokenizer of a model folder, run folder, Hub name or `random:SIZE`; an empty name is the embedded start."""
     if name.startswith("random:"):
         size = name.removeprefix("random:")
         tokenizer = Tokenizer.gpt2() if size.startswith("gpt2") else Tokenizer.load(TINY)
-        return random_gpt(size, tokenizer.vocab_size, seed), tokenizer
-    folder = model_folder(name or TINY)
-    model, tokenizer = load_gpt(folder), Tokenizer.load(folder)
-    if tokenizer.vocab_size > model.config.vocab_size:
-        raise UserError(
-            f"{folder}: the vocabulary has {tokenizer.vocab_size} ids, the model only {model.config.vocab_size}"
-        )
-    return model, tokenizer
+        return Opened(random_gpt(size, tokenizer.vocab_size, seed, dropout), tokenizer, name)
+    return open_folder(name or TINY, dropout)
 
 
 class Examples(NamedTuple):

@@ -1,7 +1,7 @@
 """A run's state on disk, whole or absent, and nothing in it that could run code.
 
     checkpoints/step-000120/
-        model.safetensors        parameters by name, float32
+        model.safetensors        parameters that train, by name, float32
         optimizer.safetensors    AdamW's moments: NAME/exp_avg, NAME/exp_avg_sq, NAME/step
         state.json               the step and whatever else the caller must find again
         manifest.json            SHA-256 of the three, written last: without it the folder is no checkpoint
@@ -31,7 +31,7 @@ def save_checkpoint(
 ) -> Path:
     """Write `folder/step-N` for N = state["step"], and remove all but the newest `keep`. Only the main process calls it."""
     final = folder / f"step-{state['step']:06d}"
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names = {parameter: name for name, parameter in _trained(model).items()}
     with whole_folder(final) as part:
         save_file({name: p.detach().contiguous() for p, name in names.items()}, part / FILES[0])
         moments = {
@@ -69,7 +69,7 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Put the parameters and the optimizer's state back, in place. Raises UserError where they are of another model."""
-    names = {name: parameter for name, parameter in model.named_parameters()}
+    names = _trained(model)
     weights, moments = load_file(path / FILES[0]), load_file(path / FILES[1])
     if weights.keys() != names.keys() or any(weights[name].shape != p.shape for name, p in names.items()):
         raise UserError(f"{path} holds another model than the one that --init names")
@@ -80,6 +80,11 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         name, _, field = key.rpartition("/")
         parameter = names[name]
         optimizer.state[parameter][field] = value.to(parameter.device)
+
+
+def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    """What is frozen came from elsewhere, and is there still."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def _sha256(file: Path) -> str:

@@ -16,6 +16,7 @@ import math
 import os
 import sys
 import time
+import warnings
 from argparse import ArgumentParser, BooleanOptionalAction, RawDescriptionHelpFormatter
 from collections.abc import Callable
 from dataclasses import MISSING, field, fields
@@ -74,10 +75,10 @@ def parse(cls, argv: list[str] | None = None, program: str | None = None):
         ["%(prog)s", *(f.name.upper() for f in fields(cls) if "positional" in f.metadata), "[flags]"]
     )
     groups = {}
-    for f in fields(cls):
+    for f in sorted(fields(cls), key=_place):
         title = f.metadata["group"]
         group = groups.get(title) or groups.setdefault(title, parser.add_argument_group(title))
-        shown = "" if f.default in (MISSING, None, "") or f.default is False else f" (default: {f.default})"
+        shown = "" if f.default in (MISSING, None, "", ()) or f.default is False else f" (default: {f.default})"
         how = {"help": (f.metadata["help"] + shown).replace("%", "%%")} | f.metadata["how"]
         if "positional" in f.metadata:
             group.add_argument(f.name, **how)
@@ -86,10 +87,17 @@ def parse(cls, argv: list[str] | None = None, program: str | None = None):
         if f.type is bool:
             how |= {"action": BooleanOptionalAction}
             del how["choices"]
+        elif f.type is list:
+            how |= {"nargs": "+", "metavar": "TEXT"}
         else:
             how |= {"type": f.type, "metavar": None if how["choices"] else f.type.__name__.upper()}
         group.add_argument("--" + f.name.replace("_", "-"), **how)
     return cls(**vars(parser.parse_args(argv)))
+
+
+def _place(field) -> int:
+    """In --help words without a flag come first, then the command's own flags, then those it shares with others."""
+    return 0 if "positional" in field.metadata else 1 if field.metadata["group"] == "flags" else 2
 
 
 def _program() -> str:
@@ -99,6 +107,7 @@ def _program() -> str:
 
 def run(commands: Callable | dict[str, tuple[Callable, type]], cls: type | None = None) -> None:
     """Parse the flags, call the command with them, and leave with its code (None: 0). A UserError is one line, code 2."""
+    warnings.showwarning = _warn
     try:
         code = _chosen(commands) if cls is None else commands(parse(cls))
         sys.stdout.flush()
@@ -128,6 +137,12 @@ def _chosen(commands: dict[str, tuple[Callable, type]]) -> int | None:
         f"{f'there is no command {word!r}' if word else 'no command given'}; there are {', '.join(commands)} "
         f"(see python {_program()} --help)"
     )
+
+
+def _warn(message: Warning | str, *where) -> None:
+    """A warning is a line too, from one process of a machine."""
+    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        print(f"warning: {message}".replace("\n", " "), file=sys.stderr, flush=True)
 
 
 def _say_once(line: str) -> None:

@@ -1,90 +1,233 @@
 """Answers from a model, many prompts at once, with a key-value cache that belongs to the caller.
 
-Prompts of different lengths are padded at the left, so that every row writes its next token in the same column:
+    python gpt/generate.py MODEL --prompt "Once upon a time"
 
-    tokens      .  . 10 11 | 20 21          positions  0 0 0 1 | 2 3
-               12 13 14 15 | 30  0                     0 1 2 3 | 4 5
+Keys and values of every token so far are kept, so each further token costs one column. Each row writes behind its own
+last token, and looks at what stands before:
 
-The cache keeps the keys and values of all columns so far, so each further token costs one column. A row that has
-finished leaves the batch.
+    prompts     10 11                kept     10 11 20 21  .  .      after two new tokens a row: 20 21 and 30 31
+                12 13 14 15                   12 13 14 15 30 31      (. was never written, or belongs to nobody)
+
+A row that has finished leaves the batch, and the last row takes its place.
+
+Shapes: B rows, T tokens of a row in this pass, H heads, D = C / H, V vocabulary.
 """
 
-from collections.abc import Sequence
+import sys
+import warnings
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from torch import Tensor
 
+from gpt.command import UserError, argument, flag, run
 from gpt.model import GPT
+from gpt.packed import packed
+from gpt.parallel import check_device
+from gpt.sampling import GREEDY, Sampling, SamplingFlags, choose
+from gpt.streaming import text_pieces
+from gpt.tokenizer import Tokenizer
+from gpt.weights import open_folder
 
 
-class LayerCache:
-    """Keys and values of one layer for all columns so far, (B, H, columns, D)."""
+class Prompts(NamedTuple):
+    """The cache of one layer while prompts are read: each row of the pass is kept from column 0."""
 
-    def __init__(self):
-        self.keys: Tensor | None = None
-        self.values: Tensor | None = None
+    kept: Tensor  # (keys and values, B, H, columns, D)
+    rows: slice
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        if self.keys is not None:
-            keys, values = torch.cat([self.keys, keys], dim=2), torch.cat([self.values, values], dim=2)
-        self.keys, self.values = keys, values
+        """Keep (rows, H, T, D) of each; they are all there is to look at."""
+        self.kept[0, self.rows, :, : keys.shape[2]] = keys
+        self.kept[1, self.rows, :, : keys.shape[2]] = values
         return keys, values
 
-    def keep(self, rows: Tensor) -> None:
-        self.keys, self.values = self.keys[rows], self.values[rows]
+
+class NextTokens(NamedTuple):
+    """The cache of one layer while each row of the batch gets one token more, at its own column."""
+
+    kept: Tensor  # (keys and values, B, H, columns, D)
+    columns: Tensor  # (B,)
+    end: int  # behind the last of them
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Keep (B, H, 1, D) of each; return all that is kept of these rows, (B, H, end, D)."""
+        rows = torch.arange(len(keys), device=keys.device)
+        self.kept[0, rows, :, self.columns] = keys[:, :, 0].to(self.kept.dtype)
+        self.kept[1, rows, :, self.columns] = values[:, :, 0].to(self.kept.dtype)
+        return self.kept[0, : len(keys), :, : self.end], self.kept[1, : len(keys), :, : self.end]
 
 
-@torch.no_grad()
 def generate(
     model: GPT,
     prompts: Sequence[Sequence[int]],
     max_new: int,
-    end_of_text: int | None = None,
-    temperature: float = 0.0,
-    generator: torch.Generator | None = None,
+    stop_ids: Collection[int] = (),
+    sampling: Sampling = GREEDY,
+    seeds: Sequence[int] | None = None,
+    stop: Callable[[list[int]], bool] | None = None,
 ) -> list[list[int]]:
-    """The continuation of each prompt: at most `max_new` ids, ending with `end_of_text` where the model said it.
+    """The continuation of each prompt: at most `max_new` ids, the last of them one of `stop_ids` where the model said it.
 
-    temperature 0 is greedy; above, tokens are sampled with `generator`. Raises ValueError for an empty prompt, or one
-    that leaves no room for max_new tokens within the model's positions.
+    seeds: one for each prompt, by default 0, 1, 2, ...; a prompt with its seed gives the same answer in any batch.
+    stop: whether an answer so far ends here (gpt.streaming.stops_at for strings). A prompt that leaves no room for
+    max_new tokens within the model's positions loses its beginning, with a warning.
+    Raises ValueError for a prompt without tokens, and for a max_new that leaves no room for any prompt.
     """
-    if not prompts:
-        return []
-    lengths = torch.tensor([len(prompt) for prompt in prompts])
-    width = int(lengths.max())
-    if int(lengths.min()) < 1:
-        raise ValueError("a prompt has no tokens")
-    if width + max_new > model.config.n_positions:
-        raise ValueError(
-            f"a prompt of {width} tokens and {max_new} new ones exceed the model's {model.config.n_positions} positions"
-        )
-    device = next(model.parameters()).device
-    padding = (width - lengths).to(device)  # (B,) columns before each prompt
-    tokens = torch.tensor(
-        [[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device
-    )  # (B, width)
-    caches = [LayerCache() for _ in range(model.config.n_layer)]
     answers: list[list[int]] = [[] for _ in prompts]
-    rows = torch.arange(len(prompts), device=device)  # which prompt each row of the batch still works on
-    for column in range(width, width + max_new):
-        T = tokens.shape[1]  # width at first, then 1
-        columns = torch.arange(column, device=device)
-        queries = columns[-T:, None]
-        mask = ((columns <= queries) & (columns >= padding[:, None, None])) | (columns == queries)  # (B, T, column)
-        positions = (columns[-T:] - padding[:, None]).clamp(min=0)  # (B, T)
-        logits = model.lm_head(model.hidden(tokens, positions, mask[:, None], caches)[:, -1]).float()  # (B, V)
-        if temperature > 0:
-            chosen = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator).squeeze(1)
-        else:
-            chosen = logits.argmax(-1)
-        for row, token in zip(rows.tolist(), chosen.tolist()):
+    for new in stream(model, prompts, max_new, stop_ids, sampling, seeds, stop):
+        for row, token in new:
             answers[row].append(token)
-        going = chosen != end_of_text if end_of_text is not None else torch.ones_like(chosen, dtype=torch.bool)
-        if not going.all():
-            rows, padding, chosen = rows[going], padding[going], chosen[going]
-            for cache in caches:
-                cache.keep(going)
-            if not len(rows):
-                break
-        tokens = chosen[:, None]
     return answers
+
+
+@torch.no_grad()
+def stream(
+    model: GPT,
+    prompts: Sequence[Sequence[int]],
+    max_new: int,
+    stop_ids: Collection[int] = (),
+    sampling: Sampling = GREEDY,
+    seeds: Sequence[int] | None = None,
+    stop: Callable[[list[int]], bool] | None = None,
+) -> Iterator[list[tuple[int, int]]]:
+    """As `generate`, while it comes: for each column the (number of the prompt, new id) of those still unfinished."""
+    prompts = _fitting(prompts, max_new, model.config.n_positions)
+    if not prompts or max_new < 1:
+        return
+    sampling.check()
+    weight = next(model.parameters())
+    model = packed(model)
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    rows = torch.tensor(order, device=weight.device)  # which prompt each row of the batch works on
+    lengths = torch.tensor([len(prompts[i]) for i in order], device=weight.device)  # (B,) tokens kept of each row
+    chances = _chances(range(len(prompts)) if seeds is None else seeds, max_new).to(weight.device)  # (prompts, max_new)
+    c = model.config
+    shape = (2, len(prompts), c.n_head, len(prompts[order[-1]]) + max_new, c.n_embd // c.n_head)
+    kept = [torch.empty(shape, dtype=weight.dtype, device=weight.device) for _ in range(c.n_layer)]
+    seen = torch.zeros(len(prompts), c.vocab_size, dtype=torch.bool, device=weight.device)  # (B, V)
+    for row, i in enumerate(order if sampling.repetition_penalty != 1 else []):
+        seen[row, prompts[i]] = True
+    answers: list[list[int]] = [[] for _ in prompts]
+    last = _read_prompts(model, [prompts[i] for i in order], kept)  # (B, C)
+    for number in range(max_new):
+        chosen = choose(model.lm_head(last), sampling, chances[rows, number], seen)  # (B,)
+        new = list(zip(rows.tolist(), chosen.tolist()))
+        for row, token in new:
+            answers[row].append(token)
+        yield new
+        places = _close_ranks([token not in stop_ids and not (stop and stop(answers[row])) for row, token in new])
+        if not places or number == max_new - 1:
+            return
+        end = int(lengths.max()) + 1
+        moved = [(row, to) for to, row in enumerate(places) if row != to]
+        for layer in kept if moved else ():
+            come, go = zip(*moved)
+            layer[:, go, :, :end] = layer[:, come, :, :end]
+        if len(places) < len(rows):
+            rows, lengths, chosen, seen = rows[places], lengths[places], chosen[places], seen[places]
+            end = int(lengths.max()) + 1
+        seen.scatter_(1, chosen[:, None], True)
+        mask = torch.arange(end, device=lengths.device) <= lengths[:, None]  # (B, end)
+        mask = None if bool(mask.all()) else mask[:, None, None]
+        caches = [NextTokens(layer, lengths, end) for layer in kept]
+        last = model.hidden(chosen[:, None], lengths[:, None], mask, caches)[:, 0]
+        lengths = lengths + 1
+
+
+def _read_prompts(model: GPT, prompts: list[Sequence[int]], kept: list[Tensor]) -> Tensor:
+    """What the model makes of each prompt's last token, (B, C); keys and values are kept.
+
+    The prompts come by length, and are read in groups of like length, so that little of the work is padding. It stands
+    behind the prompts, where no token looks at it.
+    """
+    device, found, start = kept[0].device, [], 0
+    together = 512 if device.type == "cpu" else 65536  # tokens of a pass; a CPU gains nothing from more
+    while start < len(prompts):
+        stop = start + 1
+        while stop < len(prompts) and len(prompts[stop]) * (stop + 1 - start) <= together:
+            stop += 1
+        group = prompts[start:stop]
+        width = len(group[-1])
+        tokens = torch.tensor([[*prompt, *[0] * (width - len(prompt))] for prompt in group], device=device)
+        caches = [Prompts(layer, slice(start, stop)) for layer in kept]
+        x = model.hidden(tokens, torch.arange(width, device=device), None, caches)  # (group, width, C)
+        found.append(x[range(len(group)), [len(prompt) - 1 for prompt in group]])
+        start = stop
+    return torch.cat(found)
+
+
+def _fitting(prompts: Sequence[Sequence[int]], max_new: int, positions: int) -> list[Sequence[int]]:
+    room = positions - max_new
+    if not all(map(len, prompts)):
+        raise ValueError(f"prompt {list(map(len, prompts)).index(0)} has no tokens")
+    if room < 1:
+        raise ValueError(f"{max_new} new tokens leave no room for a prompt within the model's {positions} positions")
+    long = sum(len(prompt) > room for prompt in prompts)
+    if long:
+        cut = f"{long} of {len(prompts)} prompts cut from the left to the {room} tokens that fit beside {max_new} new ones"
+        warnings.warn(cut, stacklevel=3)
+    return [prompt[-room:] for prompt in prompts]
+
+
+def _chances(seeds: Sequence[int], count: int) -> Tensor:
+    """(B, count) numbers in [0, 1), each row's from its seed alone, the same on every device."""
+    return torch.stack(
+        [torch.rand(count, generator=torch.Generator().manual_seed(s), dtype=torch.double) for s in seeds]
+    )
+
+
+def _close_ranks(going: list[bool]) -> list[int]:
+    """Which row comes to each place when the last ones fill those that are free: [1, 0, 1, 1] gives [0, 3, 2]."""
+    left = sum(going)
+    late = [row for row in range(left, len(going)) if going[row]]
+    return [row if going[row] else late.pop() for row in range(left)]
+
+
+@dataclass(frozen=True)
+class Flags(SamplingFlags):
+    """Continue a text, printed as it comes.
+
+    python gpt/generate.py gpt2 --prompt "Once upon a time" --temperature 0.8
+    """
+
+    model: str = argument("model folder, run folder, or the name of a model on the Hugging Face Hub")
+    prompt: str = flag("", "the text to continue; unset: standard input")
+
+
+def main(flags: Flags) -> None:
+    sampling = flags.sampling
+    model, tokenizer, _ = open_folder(flags.model)
+    prompt = tokenizer.encode(flags.prompt or ("" if sys.stdin.isatty() else sys.stdin.read()))
+    if not prompt:
+        raise UserError("the prompt is empty; give --prompt, or text on standard input")
+    model = ready(model, flags)
+    for piece in answer_pieces(model, tokenizer, prompt, flags, sampling):
+        print(piece, end="", flush=True)
+    print()
+
+
+def ready(model: GPT, flags: SamplingFlags) -> GPT:
+    """The model on its device, in its precision. Raises UserError where there is no such device, or no room for an answer."""
+    if flags.max_new >= model.config.n_positions:
+        raise UserError(f"--max-new is {flags.max_new}, the model's context is {model.config.n_positions}")
+    device = check_device(flags.device)
+    return packed(model.to(device, torch.bfloat16 if flags.precision == "bf16" else torch.float32))
+
+
+def answer_pieces(
+    model: GPT, tokenizer: Tokenizer, prompt: list[int], flags: SamplingFlags, sampling: Sampling
+) -> Iterator[str]:
+    """The text of one answer, piece by piece."""
+    columns = stream(model, [prompt], flags.max_new, [tokenizer.end_of_text], sampling, [flags.seed])
+    ids = (token for ((_, token),) in columns)
+    return text_pieces((i for i in ids if i != tokenizer.end_of_text), tokenizer, flags.stop)
+
+
+if __name__ == "__main__":
+    run(main, Flags)

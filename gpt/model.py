@@ -18,6 +18,7 @@ Shapes: B rows, T tokens in a row, C channels, H heads, D = C / H, V vocabulary,
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -28,19 +29,41 @@ IGNORE = -100  # a target that is not scored; the value F.cross_entropy ignores 
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """The shape of a model. Fields are named as in Hugging Face's config.json; the defaults are GPT-2 124M."""
+    """The shape of a model. Fields are named as in Hugging Face's config.json; the defaults are GPT-2 124M.
+
+    The second group is as in every GPT-2 that OpenAI published; descendants (Cerebras-GPT, Mistral) differ there.
+    """
 
     vocab_size: int = 50257
     n_positions: int = 1024
     n_embd: int = 768
     n_layer: int = 12
     n_head: int = 12
-    layer_norm_epsilon: float = 1e-5
     dropout: float = 0.0  # Hugging Face has three (embd, resid, attn), in GPT-2 all alike
+
+    layer_norm_epsilon: float = 1e-5
+    activation_function: str = "gelu_new"
+    n_inner: int | None = None  # width inside the MLP; None: 4 C
+    scale_attn_weights: bool = True  # by 1 / sqrt(D)
+    scale_attn_by_inverse_layer_idx: bool = False  # by 1 / (layer + 1) as well
+    reorder_and_upcast_attn: bool = False  # attention in float32 whatever the other products are
+    tie_word_embeddings: bool = True  # the head is the token embedding
 
     def __post_init__(self):
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}")
+        if self.activation_function not in ACTIVATIONS:
+            raise ValueError(f"activation_function {self.activation_function!r} is none of {', '.join(ACTIVATIONS)}")
+
+
+# By their names in Hugging Face's config.json.
+ACTIVATIONS = {
+    "gelu_new": partial(F.gelu, approximate="tanh"),
+    "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "silu": F.silu,
+}
 
 
 SIZES = {
@@ -53,9 +76,12 @@ SIZES = {
 
 
 class Attention(nn.Module):
-    def __init__(self, config: GPTConfig):
+    def __init__(self, config: GPTConfig, layer: int):
         super().__init__()
-        self.n_head, self.dropout = config.n_head, config.dropout
+        self.n_head, self.dropout, self.upcast = config.n_head, config.dropout, config.reorder_and_upcast_attn
+        self.scale = (config.n_embd // config.n_head) ** -0.5 if config.scale_attn_weights else 1.0
+        if config.scale_attn_by_inverse_layer_idx:
+            self.scale /= layer + 1
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)  # query, key and value of every head at once
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
 
@@ -64,26 +90,36 @@ class Attention(nn.Module):
         q, k, v = self.c_attn(x).view(B, T, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)  # 3 x (B, H, T, D)
         if cache is not None:
             k, v = cache.append(k, v)  # (B, H, all tokens so far, D)
-        dropout = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, dropout_p=dropout)
+        if self.upcast:
+            with torch.autocast(x.device.type, enabled=False):
+                y = self._attend(q.float(), k.float(), v.float(), mask).to(q.dtype)
+        else:
+            y = self._attend(q, k, v, mask)
         return self.c_proj(y.transpose(1, 2).reshape(B, T, C))
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        dropout = self.dropout if self.training else 0.0
+        causal = mask is None and q.shape[2] > 1  # one token alone may look at all that came before it
+        return F.scaled_dot_product_attention(q, k, v, mask, dropout, causal, scale=self.scale)
 
 
 class MLP(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
-        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
-        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
+        inner = config.n_inner or 4 * config.n_embd
+        self.c_fc = nn.Linear(config.n_embd, inner)
+        self.c_proj = nn.Linear(inner, config.n_embd)
+        self.activation = ACTIVATIONS[config.activation_function]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
+        return self.c_proj(self.activation(self.c_fc(x)))
 
 
 class Block(nn.Module):
-    def __init__(self, config: GPTConfig):
+    def __init__(self, config: GPTConfig, layer: int):
         super().__init__()
         self.ln_1 = nn.LayerNorm(config.n_embd, config.layer_norm_epsilon)
-        self.attn = Attention(config)
+        self.attn = Attention(config, layer)
         self.ln_2 = nn.LayerNorm(config.n_embd, config.layer_norm_epsilon)
         self.mlp = MLP(config)
         self.drop = nn.Dropout(config.dropout)
@@ -102,12 +138,12 @@ class GPT(nn.Module):
                 "wte": nn.Embedding(config.vocab_size, config.n_embd),
                 "wpe": nn.Embedding(config.n_positions, config.n_embd),
                 "drop": nn.Dropout(config.dropout),
-                "h": nn.ModuleList(Block(config) for _ in range(config.n_layer)),
+                "h": nn.ModuleList(Block(config, layer) for layer in range(config.n_layer)),
                 "ln_f": nn.LayerNorm(config.n_embd, config.layer_norm_epsilon),
             }
         )
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        self.lm_head.weight = self.transformer["wte"].weight
+        self._tie()
         self.apply(self._initialize)
         for name, parameter in self.named_parameters():
             if name.endswith("c_proj.weight"):  # what each block adds to the residual stream, 2 per layer
@@ -119,6 +155,21 @@ class GPT(nn.Module):
             nn.init.normal_(module.weight, std=0.02)
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
+
+    @classmethod
+    def of(cls, config: GPTConfig, state: dict[str, Tensor]) -> "GPT":
+        """A model of these very tensors, by name, not copies of them; a tied head needs none."""
+        with torch.device("meta"):  # no memory, and no random numbers that would be overwritten
+            model = cls(config)
+        if config.tie_word_embeddings:
+            state = state | {"lm_head.weight": state["transformer.wte.weight"]}
+        model.load_state_dict(state, assign=True)
+        model._tie()
+        return model
+
+    def _tie(self) -> None:
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = self.transformer["wte"].weight
 
     @property
     def parameter_count(self) -> int:
@@ -136,7 +187,8 @@ class GPT(nn.Module):
 
         tokens, targets, positions: (B, T) integers; positions default to 0 .. T-1. mask: boolean, broadcast to
         (B, H, T, T), True where the query (row) may look at the key (column); default: not later than itself.
-        cache: one object per layer that keeps keys and values (gpt/generate.py).
+        cache: one object per layer that keeps keys and values (gpt/generate.py); it must be empty, or T be 1, if mask
+        is not given.
         """
         if positions is None:
             if tokens.shape[1] > self.config.n_positions:

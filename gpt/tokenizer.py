@@ -1,7 +1,7 @@
 """Text to token ids and back: byte-level BPE with GPT-2's split pattern, over tiktoken.
 
     Tokenizer.gpt2()                    GPT-2's own vocabulary, by name
-    Tokenizer.load("model/")            any vocab.json + merges.txt, as Hugging Face writes them
+    Tokenizer.load("model/")            any vocab.json + merges.txt, or tokenizer.json, as Hugging Face writes them
     train_bpe(texts, 1024).save("out/") one of our own, saved in the same two files
 
 A text is first split into words (a word keeps the space before it), each word is turned into its UTF-8 bytes, and then
@@ -28,10 +28,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import tiktoken
 
 from gpt.command import UserError, argument, flag, run
-from gpt.vocabulary import END_OF_TEXT, merges_of, read_merges, read_vocabulary, write_merges, write_vocabulary
+from gpt.vocabulary import (
+    END_OF_TEXT,
+    merges_of,
+    read_merges,
+    read_tokenizer_json,
+    read_vocabulary,
+    write_merges,
+    write_vocabulary,
+)
 
 # GPT-2's split into words, as OpenAI published it with GPT-2: contractions, letters, digits, other signs, white space.
 SPLIT = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+
+VOCABULARIES = ("vocab.json", "tokenizer.json")
 
 
 class Tokenizer:
@@ -88,22 +98,26 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: str | Path) -> "Tokenizer":
-        """The vocabulary of a model folder, or of a run folder's model: `vocab.json` and `merges.txt`.
+        """The vocabulary of a model folder, or of a run folder's model: `vocab.json` and `merges.txt`, or `tokenizer.json`.
 
         Raises UserError, naming file and line.
         """
         folder = Path(folder)
-        if not (folder / "vocab.json").exists() and (folder / "model" / "vocab.json").exists():
+        if not any((folder / name).exists() for name in VOCABULARIES) and (folder / "model").is_dir():
             folder = folder / "model"
-        ids = read_vocabulary(folder / "vocab.json")
+        if (folder / "tokenizer.json").exists() and not (folder / "vocab.json").exists():
+            file = folder / "tokenizer.json"
+            ids, merges = read_tokenizer_json(file)
+        else:
+            file = folder / "merges.txt"
+            ids, merges = read_vocabulary(folder / "vocab.json"), read_merges(file)
         end_of_text = ids.pop(END_OF_TEXT.encode())
-        merges = read_merges(folder / "merges.txt")
         tokenizer = cls(ids, merges, end_of_text, str(folder))
         ranks = {bytes([b]): b for b in range(256)} | {a + b: 256 + i for i, (a, b) in enumerate(merges)}
         for written, used in zip(merges, merges_of(ranks)):
             if written != used:  # tiktoken ranks results, not pairs: it would join what the file does not
                 raise UserError(
-                    f"{folder / 'merges.txt'}: {b''.join(written)!r} is made of {written}, but earlier merges make it of "
+                    f"{file}: {b''.join(written)!r} is made of {written}, but earlier merges make it of "
                     f"{used}; this is no byte-level BPE that can be read here"
                 )
         return tokenizer
@@ -119,7 +133,11 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; bytes that are no UTF-8, and ids of no token, become U+FFFD; end-of-text is written out."""
-        return b"".join(self._bytes_of_id.get(i, "\ufffd".encode()) for i in ids).decode("utf-8", errors="replace")
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The bytes of `ids`, which may begin or end within a character."""
+        return b"".join(self._bytes_of_id.get(i, "\ufffd".encode()) for i in ids)
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:

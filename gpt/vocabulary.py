@@ -1,14 +1,16 @@
-"""The two files of a byte-level BPE vocabulary, as Hugging Face writes them: vocab.json and merges.txt.
+"""The files of a byte-level BPE vocabulary, as Hugging Face writes them: vocab.json and merges.txt, or tokenizer.json.
 
     vocab.json      {"!": 0, ... "Ġthe": 262, ... "<|endoftext|>": 50256}       token: id
     merges.txt      #version: 0.2 / Ġ t / Ġ a / h e / ...                 one pair a line, in learned order
+    tokenizer.json  both of them, and every step from text to ids by name; only GPT-2's steps can be taken here
 
 Tokens are bytes, and not all bytes print, so the files write each byte as a letter: a space is Ġ.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from gpt.command import UserError
 from gpt.files import whole
@@ -31,21 +33,80 @@ def _read_text(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise UserError(f"{file} is missing; a model folder with a vocabulary has vocab.json and merges.txt") from None
+        raise UserError(f"{file} is missing; a vocabulary is vocab.json and merges.txt, or tokenizer.json") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file} cannot be read as UTF-8 text: {error}") from None
 
 
 def read_vocabulary(file: Path) -> dict[bytes, int]:
     """Token to id, end-of-text among them. Raises UserError, naming the file and what is wrong in it."""
+    return _checked_ids(_read_object(file), file)
+
+
+def read_merges(file: Path) -> list[tuple[bytes, bytes]]:
+    """The pairs in learned order. Raises UserError, naming file and line."""
+    return [
+        _merge(line.rstrip("\r").split(" "), f"{file}, line {number}")
+        for number, line in enumerate(_read_text(file).split("\n"), 1)
+        if line.strip() and not (number == 1 and line.startswith("#version"))
+    ]
+
+
+def read_tokenizer_json(file: Path) -> tuple[dict[bytes, int], list[tuple[bytes, bytes]]]:
+    """Token to id, and the pairs in learned order. Raises UserError, naming the step, where it is not as in GPT-2."""
+    found = _read_object(file)
+    for place, value, right in _steps(found):
+        if not right:
+            raise UserError(
+                f"{file}: {place} is {json.dumps(value)[:200]}; only byte-level BPE with GPT-2's split can be read"
+            )
+    model = found["model"]
+    if not isinstance(model.get("vocab"), dict) or not isinstance(model.get("merges"), list):
+        raise UserError(f"{file}: model.vocab must be an object and model.merges a list")
+    try:
+        added = {token["content"]: token["id"] for token in found.get("added_tokens") or []}
+    except (TypeError, KeyError):
+        raise UserError(f"{file}: added_tokens must be a list of objects with content and id") from None
+    # an added token is written as it is, a learned one by the letters of its bytes
+    ids = model["vocab"] | {_written(str(content).encode()): i for content, i in added.items()}
+    merges = [
+        _merge(pair.split(" ") if isinstance(pair, str) else pair, f"{file}, merge {number}")
+        for number, pair in enumerate(model["merges"], 1)
+    ]
+    return _checked_ids(ids, file), merges
+
+
+def _steps(found: dict) -> Iterator[tuple[str, Any, bool]]:
+    """(place, what stands there, whether that is GPT-2's) for each step from text to ids."""
+    model = found.get("model") if isinstance(found.get("model"), dict) else {}
+    split, last = found.get("pre_tokenizer") or {}, found.get("post_processor") or {}
+    yield "model.type", model.get("type"), model.get("type") == "BPE"
+    for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges"):
+        yield f"model.{name}", model.get(name), not model.get(name)
+    yield "normalizer", found.get("normalizer"), not found.get("normalizer")
+    right = split.get("type") == "ByteLevel" and not split.get("add_prefix_space") and split.get("use_regex", True)
+    yield "pre_tokenizer", found.get("pre_tokenizer"), right
+    adds = last.get("type") == "TemplateProcessing" and last.get("special_tokens")
+    yield "post_processor", found.get("post_processor"), last.get("type", "ByteLevel") in LAST_STEPS and not adds
+
+
+LAST_STEPS = ("ByteLevel", "TemplateProcessing")  # which add no token of their own, the second if it has none to add
+
+
+def _read_object(file: Path) -> dict:
     try:
         found = json.loads(_read_text(file))
+    except UserError:
+        raise
     except ValueError as error:
-        if isinstance(error, UserError):
-            raise
         raise UserError(f"{file} is no JSON: {error}") from None
     if not isinstance(found, dict):
-        raise UserError(f"{file} is no JSON object of tokens and ids")
+        raise UserError(f"{file} is no JSON object")
+    return found
+
+
+def _checked_ids(found: dict, file: Path) -> dict[bytes, int]:
+    """{"Ġthe": 262} to {b" the": 262}."""
     if END_OF_TEXT not in found:
         raise UserError(f"{file}: {END_OF_TEXT} is missing")
     owner: dict[int, str] = {}
@@ -60,18 +121,13 @@ def read_vocabulary(file: Path) -> dict[bytes, int]:
     return {bytes(_BYTES[letter] for letter in token): i for token, i in found.items()}
 
 
-def read_merges(file: Path) -> list[tuple[bytes, bytes]]:
-    """The pairs in learned order. Raises UserError, naming file and line."""
-    merges = []
-    for number, line in enumerate(_read_text(file).split("\n"), 1):
-        if not line.strip() or number == 1 and line.startswith("#version"):
-            continue
-        pair = line.rstrip("\r").split(" ")
-        if len(pair) != 2 or not all(pair) or not set("".join(pair)) <= _BYTES.keys():
-            raise UserError(f"{file}, line {number}: a merge is two tokens and one space, found {line!r}")
-        left, right = (bytes(_BYTES[letter] for letter in token) for token in pair)
-        merges.append((left, right))
-    return merges
+def _merge(pair: Any, where: str) -> tuple[bytes, bytes]:
+    whole = isinstance(pair, list) and len(pair) == 2 and all(isinstance(token, str) and token for token in pair)
+    if not whole or not set("".join(pair)) <= _BYTES.keys():
+        shown = " ".join(map(str, pair)) if isinstance(pair, list) else pair
+        raise UserError(f"{where}: a merge is two tokens and one space, found {shown!r}")
+    left, right = (bytes(_BYTES[letter] for letter in token) for token in pair)
+    return left, right
 
 
 def write_vocabulary(file: Path, ids: dict[bytes, int]) -> None:

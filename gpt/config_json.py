@@ -1,0 +1,83 @@
+"""config.json: which function the weights of a model folder are of.
+
+    {"model_type": "gpt2", "vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12, ...}
+
+Every setting that changes the function is obeyed, or refused by name. Beside it stand two small files that other
+tools want: generation_config.json and tokenizer_config.json.
+"""
+
+import json
+from dataclasses import asdict, fields
+from pathlib import Path
+
+from gpt.command import UserError
+from gpt.model import GPTConfig
+from gpt.vocabulary import END_OF_TEXT
+
+SETTINGS = {field.name: field.type for field in fields(GPTConfig) if field.name != "dropout"}
+REFUSED = ("add_cross_attention", "quantization_config", "pruned_heads")  # of what they ask, GPT computes nothing
+
+
+def read_config(file: Path, dropout: float = 0.0) -> GPTConfig:
+    """The shape of the model, with this dropout, not the file's.
+
+    Raises UserError, naming the setting, for what GPT does not compute.
+    """
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        architecture = found.get("model_type")
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{file} is no JSON object that can be read: {error}") from None
+    if architecture != "gpt2":
+        raise UserError(f"{file}: the model is a {architecture!r}; only model_type 'gpt2' can be read")
+    for name in REFUSED:
+        if found.get(name):
+            raise UserError(f"{file}: {name} is {found[name]!r}; that is another model than GPT-2's decoder")
+    settings = {name: found[name] for name in SETTINGS if name in found}
+    for name, value in settings.items():
+        if (wanted := _wanted(SETTINGS[name], value)) is not None:
+            raise UserError(f"{file}: {name} is {value!r}, it must be {wanted}")
+    try:
+        return GPTConfig(**settings, dropout=dropout)
+    except ValueError as error:
+        raise UserError(f"{file}: {error}") from None
+
+
+def _wanted(kind: type, value) -> str | None:
+    """What a setting of this type must be, or None where `value` is it."""
+    if kind is bool:
+        return None if type(value) is bool else "true or false"
+    if kind is float:
+        return None if type(value) is float and 0 < value < 1 else "a number between 0 and 1"
+    if kind is str:
+        return None if type(value) is str else "text"
+    if value is None and kind == int | None:
+        return None
+    return None if type(value) is int and value > 0 else "a whole number above 0"
+
+
+def write_configs(folder: Path, config: GPTConfig, end_of_text: int) -> None:
+    """Write config.json, generation_config.json and tokenizer_config.json into a folder that exists."""
+    ends = {"bos_token_id": end_of_text, "eos_token_id": end_of_text}
+    dropout = {f"{place}_pdrop": config.dropout for place in ("attn", "embd", "resid")}
+    shape = {name: value for name, value in asdict(config).items() if name in SETTINGS}
+    written = {
+        "config.json": {
+            "architectures": ["GPT2LMHeadModel"],
+            "model_type": "gpt2",
+            **shape,
+            "n_ctx": config.n_positions,
+            **dropout,
+            **ends,
+            "torch_dtype": "float32",
+        },
+        "generation_config.json": ends | {"pad_token_id": end_of_text},  # of several prompts the short ones are padded
+        "tokenizer_config.json": {
+            "tokenizer_class": "GPT2Tokenizer",
+            "model_max_length": config.n_positions,
+            **{f"{name}_token": END_OF_TEXT for name in ("bos", "eos", "unk")},
+            "add_prefix_space": False,
+        },
+    }
+    for name, content in written.items():
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,113 @@
+"""Models by name from the Hugging Face Hub, through huggingface_hub and its cache.
+
+    fetch("gpt2")                       the newest, or without a network what the cache has
+    fetch("openai-community/gpt2@607a30d7")     pinned: a branch, tag or commit after the @
+
+Only what gpt/weights.py reads is fetched, and never a pickle. Of several processes on a machine one fetches while the
+others wait; the cache is every tool's own (HF_HOME, HF_HUB_CACHE), so nothing is fetched twice.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from gpt.command import UserError
+
+FILES = (
+    "config.json",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "model-?????-of-?????.safetensors",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.json",
+)
+
+# The names under which GPT-2 was first published still work; the cache may know either.
+FULL_NAMES = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether `name` has the form NAME or OWNER/NAME, with or without @REVISION."""
+    return re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?(@\w[\w./-]*)?", name, re.ASCII) is not None
+
+
+def fetch(name: str) -> Path:
+    """The folder of a Hub model; its last part is the commit.
+
+    Raises UserError where it cannot be had: a name or revision that does not exist, no access, or no network and
+    nothing in the cache.
+    """
+    repository, _, revision = name.partition("@")
+    try:
+        from huggingface_hub import constants, snapshot_download
+    except ImportError:
+        raise UserError(
+            f"{name} is no folder here; to fetch a model of that name from the Hugging Face Hub: pip install huggingface_hub"
+        ) from None
+    cache = Path(constants.HF_HUB_CACHE)
+    errors = []
+    with _alone(cache / ".locks" / f"{repository.replace('/', '--')}.lock") as waited:
+        # Who has waited finds in the cache what another process fetched; where that failed, it asks to say why itself.
+        ways = [(repository, True)] * waited + [(repository, False), (FULL_NAMES.get(repository, repository), True)]
+        for source, only_cache in ways:
+            try:
+                found = snapshot_download(
+                    source, revision=revision or None, allow_patterns=list(FILES), local_files_only=only_cache
+                )
+                break
+            except Exception as error:  # of the client, of its HTTP library, of the system: they share no narrower base
+                errors.append(error)
+        else:
+            raise UserError(_why(name, revision, cache, errors[-2]))
+    folder = Path(found)
+    if not any(folder.glob("model*.safetensors")):
+        raise UserError(
+            f"{name} has no model.safetensors; if it has a pytorch_model.bin, that is a pickle, which can run code, and is "
+            "not fetched: load it with transformers on a machine that you can do without, and save_pretrained it anew"
+        )
+    return folder
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[bool]:
+    """One process of this machine at a time. Yields whether this one had to wait for another."""
+    from filelock import FileLock, Timeout  # huggingface_hub's own dependency, and torch's
+
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        held = FileLock(lock)
+        try:
+            held.acquire(timeout=0)
+            waited = False
+        except Timeout:
+            held.acquire()
+            waited = True
+    except OSError:  # a cache that may only be read: nothing will be written there
+        yield False
+        return
+    try:
+        yield waited
+    finally:
+        held.release()
+
+
+def _why(name: str, revision: str, cache: Path, error: Exception) -> str:
+    """What the user can do about it, in one line."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    if "GatedRepoError" in kinds:
+        return f"{name} on the Hugging Face Hub is gated: ask for access on its page, then log in with: hf auth login"
+    if "RepositoryNotFoundError" in kinds:
+        return (
+            f"{name} is no folder here, and the Hugging Face Hub has no model of that name that you may see "
+            "(for a private one: hf auth login)"
+        )
+    if "RevisionNotFoundError" in kinds:
+        return f"{name}: the model has no branch, tag or commit {revision!r}"
+    if "LocalEntryNotFoundError" in kinds or isinstance(error, ConnectionError):
+        return (
+            f"{name} is no folder here, it is not whole in the Hub's cache {cache}, and the Hugging Face Hub cannot be "
+            "reached; connect once, copy a cache there (HF_HUB_CACHE names another), or name a model folder"
+        )
+    return f"{name} cannot be fetched from the Hugging Face Hub: {type(error).__name__}: {error}"

@@ -1,0 +1,105 @@
+"""Which token comes next: from logits to a choice, greedy or by chance.
+
+    logits -> repetition penalty -> / temperature -> top-k -> top-p -> min-p -> probabilities -> a token
+
+The order is that of `transformers`, so the same settings leave the same tokens. Chance is a number between 0 and 1 for
+each row, drawn beforehand from the row's own seed: what a row gets does not depend on its batch mates.
+
+Shapes: B rows, V vocabulary.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gpt.command import UserError, check_range, flag
+
+
+class Sampling(NamedTuple):
+    """How to choose. The default is greedy; each of the others is off where it stands."""
+
+    temperature: float = 0.0  # 0: always the likeliest token
+    top_k: int = 0  # only the k likeliest
+    top_p: float = 1.0  # only the likeliest that together reach p (Holtzman et al. 2020, arXiv 1904.09751)
+    min_p: float = (
+        0.0  # only those at least min_p times as likely as the likeliest (Nguyen et al. 2024, arXiv 2407.01082)
+    )
+    repetition_penalty: float = (
+        1.0  # of tokens in prompt and answer (Keskar et al. 2019, arXiv 1909.05858, section 4.1)
+    )
+
+    def check(self) -> "Sampling":
+        """Itself. Raises UserError, naming the setting, where one makes no sense."""
+        for name, low, high in (
+            ("temperature", 0, float("inf")),
+            ("top_k", 0, float("inf")),
+            ("top_p", 1e-9, 1),
+            ("min_p", 0, 1),
+            ("repetition_penalty", 1e-9, float("inf")),
+        ):
+            if not low <= (value := getattr(self, name)) <= high or value == float("inf"):
+                limit = f"{low:g} to {high:g}" if high <= 1 else "above 0" if low else "at least 0"
+                raise UserError(f"{name} is {value}, it must be {limit}")
+        return self
+
+
+GREEDY = Sampling()
+
+
+@dataclass(frozen=True)
+class SamplingFlags:
+    """The flags of every command that answers."""
+
+    max_new: int = flag(128, "tokens of the longest answer", "answers")
+    temperature: float = flag(0.7, "above 0 the answer is drawn by chance; 0: always the likeliest token", "answers")
+    top_k: int = flag(0, "draw from the k likeliest tokens; 0: from all", "answers")
+    top_p: float = flag(0.95, "draw from the likeliest tokens that together have this probability", "answers")
+    min_p: float = flag(0.0, "draw from tokens at least this times as likely as the likeliest", "answers")
+    repetition_penalty: float = flag(1.0, "makes tokens that stand there already less likely, above 1", "answers")
+    stop: list = flag((), "strings that end the answer", "answers")
+    seed: int = flag(0, "of chance: the same seed, prompt and model give the same answer", "answers")
+    device: str = flag("auto", "auto is cuda where there is one, else cpu", "answers", ("auto", "cpu", "cuda", "mps"))
+    precision: str = flag("fp32", "of weights and products; bf16 is faster and rounds", "answers", ("fp32", "bf16"))
+
+    @property
+    def sampling(self) -> Sampling:
+        """How to choose. Raises UserError, naming the flag, for one out of its range."""
+        check_range(self, ("max_new",), 1)
+        check_range(self, ("seed",), 0, below=2**63)
+        return Sampling(self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty).check()
+
+
+def choose(logits: Tensor, sampling: Sampling, chance: Tensor, seen: Tensor | None = None) -> Tensor:
+    """The next token of each row, (B,). logits: (B, V); chance: (B,) in [0, 1), not used if greedy; seen: see `penalized`."""
+    logits = penalized(logits.float(), sampling.repetition_penalty, seen)
+    if sampling.temperature == 0:
+        return logits.argmax(-1)
+    reached = probabilities(logits, sampling).double().cumsum(-1)  # (B, V)
+    # the first token at which the sum passes the row's chance; one of probability 0 never does
+    return torch.searchsorted(reached, chance[:, None] * reached[:, -1:], right=True).squeeze(1)
+
+
+def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
+    """(B, V): softmax at the temperature (above 0), over the tokens that top-k, top-p and min-p leave."""
+    logits = logits / sampling.temperature
+    if 0 < sampling.top_k < logits.shape[-1]:
+        least = logits.topk(sampling.top_k).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    if sampling.top_p < 1:
+        in_order, place = logits.softmax(-1).sort(descending=True, stable=True)
+        before = in_order.cumsum(-1) - in_order  # the probability of all likelier tokens; of the first 0
+        out = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, place, before >= sampling.top_p)
+        logits = logits.masked_fill(out, -torch.inf)
+    if sampling.min_p > 0:
+        likely = logits.softmax(-1)
+        logits = logits.masked_fill(likely < sampling.min_p * likely.amax(-1, keepdim=True), -torch.inf)
+    return logits.softmax(-1)
+
+
+def penalized(logits: Tensor, penalty: float, seen: Tensor | None) -> Tensor:
+    """Logits of the tokens that were `seen` (B, V), made less likely: divided by the penalty, or where negative multiplied."""
+    if penalty == 1 or seen is None:
+        return logits
+    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
