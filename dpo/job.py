@@ -14,6 +14,8 @@ from dpo.start import EMBEDDED, open_examples, open_model
 from dpo.step import fitting
 from gpt import precision
 from gpt.command import UserError, check_range
+from gpt.lora import adapters
+from gpt.model import GPT
 from gpt.optim import default_learning_rate
 from gpt.parallel import World, check_device, process_count
 from gpt.weights import fingerprint
@@ -46,12 +48,13 @@ class Job:
             RunFolder(flags.out).check_free(flags.resume)
         elif flags.resume:
             raise UserError("--resume needs --out, the run folder to continue")
-        self.policy, self.tokenizer = open_model(flags.init, flags.seed)
-        self.reference = None  # the policy before its first update
+        self.policy, self.tokenizer, self.origin = open_model(flags.init, flags.seed, flags.dropout)
+        self.reference, self.reference_origin = None, flags.reference  # none: the policy before its first update
         if flags.reference and self.loss.needs_reference:
-            self.reference, tokenizer = open_model(flags.reference)
+            self.reference, tokenizer, self.reference_origin = open_model(flags.reference)
             if tokenizer.ids != self.tokenizer.ids:
                 raise UserError(f"--reference {flags.reference} has another vocabulary than the model that is trained")
+        self.parameters = self.policy.parameter_count  # adapters, which come later, not counted
         context = self.policy.config.n_positions
         if flags.max_length > context:
             raise UserError(f"--max-length is {flags.max_length}, the model's context is {context}")
@@ -76,15 +79,15 @@ class Job:
         self.lr = (
             flags.lr
             if flags.lr is not None
-            else default_learning_rate(self.policy.parameter_count, self.loss.needs_rejected)
+            else default_learning_rate(self.parameters, self.loss.needs_rejected, lora=flags.lora > 0)
         )
 
     def record(self) -> dict:
-        """The flags, with paths that hold from any folder."""
-        paths = ((name, getattr(self.flags, name)) for name in ("pairs", "init", "reference", "out"))
-        return asdict(self.flags) | {
-            name: str(Path(path).resolve()) for name, path in paths if path and not path.startswith("random:")
-        }
+        """The flags, with paths that hold from any folder and Hub names pinned to a commit."""
+        flags = self.flags
+        paths = {name: str(Path(path).resolve()) for name in ("pairs", "out") if (path := getattr(flags, name))}
+        models = {"init": self.origin if flags.init else "", "reference": self.reference_origin}
+        return asdict(flags) | paths | models
 
     def settings(self, world: World, kept: dict) -> dict:
         """What this run computes, and from what: stored with it, and compared before it is resumed.
@@ -101,7 +104,7 @@ class Job:
             or kept.get("micro")
             or min(fitting(self.policy.config, self.train.ids, world.device), math.ceil(flags.batch / world.size)),
             "precision": (flags.precision == "auto" and kept.get("precision"))
-            or precision.resolve(flags.precision, world.device, self.policy.parameter_count),
+            or precision.resolve(flags.precision, world.device, self.parameters),
             "threads": kept.get("threads", torch.get_num_threads()),
             "init_sha256": fingerprint(self.policy),
             "reference_sha256": fingerprint(self.reference) if self.reference else None,
@@ -112,12 +115,15 @@ class Job:
     def describe(self, settings: dict, folder: RunFolder, world: World) -> str:
         """What is about to happen, for the person who waits."""
         model, flags = self.policy, self.flags
-        rate = "given" if flags.lr is not None else "by size" if self.loss.needs_rejected else "by size, sft"
+        kind = ["sft"] * (not self.loss.needs_rejected) + ["lora"] * (flags.lora > 0)
+        rate = "given" if flags.lr is not None else ", ".join(["by size", *kind])
         reference = f"reference {flags.reference or 'the start'}" if self.loss.needs_reference else "no reference"
         processes = f"{world.size} process{'es' * (world.size > 1)}"
         name = flags.init or "data/tiny"
         lines = {
-            "model": f"{name}, {model.parameter_count:,} parameters, {model.config.n_positions} positions",
+            "model": f"{name}, {self.parameters:,} parameters, {model.config.n_positions} positions",
+            "lora": trained_summary(model) if flags.lora else "",
+            "memory": memory_summary(model),
             "pairs": f"{flags.pairs or EMBEDDED}, {len(self.train.ids):,} to train on, {len(self.held_out.ids):,} held out",
             "dropped": summary(self.counted),
             "loss": f"{self.loss}, {reference}",
@@ -129,9 +135,32 @@ class Job:
         return "\n".join(f"{name:9}{text}" for name, text in lines.items() if text)
 
 
+def trained_summary(model: GPT) -> str:
+    """What trains of a model with adapters."""
+    one = next(iter(adapters(model).values()))
+    trained, every = _trained_count(model), model.parameter_count
+    return f"rank {one.rank}, alpha {one.alpha:g}: {trained:,} parameters train, {trained / every:.2%} of all"
+
+
+def memory_summary(model: GPT) -> str:
+    """What a process holds before the first activation: float32 weights; of what trains a gradient and AdamW's two moments."""
+    weights, trained = 4 * model.parameter_count, 4 * _trained_count(model)
+    return (
+        f"{_size(weights)} of weights, {_size(trained)} of gradients, {_size(2 * trained)} of AdamW's moments a process"
+    )
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.3g} MiB"
+
+
+def _trained_count(model: GPT) -> int:
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
 AT_LEAST_1 = ("epochs", "batch")
-AT_LEAST_0 = ("steps", "micro", "weight_decay", "grad_clip", "eval_every", "save_every", "max_length", "lr")
-FRACTIONS = ("warmup", "held_out")
+AT_LEAST_0 = ("steps", "micro", "weight_decay", "grad_clip", "eval_every", "save_every", "max_length", "lr", "lora")
+FRACTIONS = ("warmup", "held_out", "dropout")
 
 
 def _check_ranges(flags) -> None:
@@ -139,3 +168,6 @@ def _check_ranges(flags) -> None:
     check_range(flags, AT_LEAST_0, 0)
     check_range(flags, FRACTIONS, 0, below=1)
     check_range(flags, ("seed",), 0, below=2**31)
+    check_range(flags, ("lora_alpha",), 0)
+    if flags.lora_alpha is not None and not flags.lora:
+        raise UserError("--lora-alpha needs --lora, the rank of the adapters")

@@ -68,7 +68,7 @@ class Batch(NamedTuple):
 
 
 def encode(
-    pairs: Sequence[Pair], tokenizer: Tokenizer, max_length: int, one_answer: bool, counted: dict[str, list[int]]
+    pairs: Sequence[Pair], tokenizer: Tokenizer, max_length: int, one_answer: bool | None, counted: dict[str, list[int]]
 ) -> list[tuple[Pair, Ids]]:
     """Pairs with their ids, prompt and answers encoded apart, so that the prompt ends exactly where the answers begin.
 

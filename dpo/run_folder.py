@@ -5,6 +5,7 @@ runs/NAME/
     metrics.jsonl      one line a step and one an evaluation
     checkpoints/       gpt/checkpoint.py
     model/             the trained model, a model folder
+    adapter/           with --lora its adapters alone, as peft reads them
     evaluation.json    dpo/evaluate.py, samples.jsonl too
 """
 
@@ -22,6 +23,7 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.model = self.path / "model"
+        self.adapter = self.path / "adapter"
 
     def check_free(self, resume: bool) -> None:
         """Raises UserError where the folder holds something that a new run would overwrite, or cannot be written."""
@@ -64,6 +66,11 @@ class RunFolder:
         """The split of the last line of metrics.jsonl, "" where there is none."""
         lines = self.metrics.read_text().splitlines() if self.metrics.exists() else []
         return json.loads(lines[-1])["split"] if lines else ""
+
+    def held_out_metrics(self) -> list[dict]:
+        """The lines of metrics.jsonl that are about held-out pairs."""
+        lines = self.metrics.read_text().splitlines() if self.metrics.exists() else []
+        return [line for line in map(json.loads, lines) if line["split"] == "held-out"]
 
     def cut_metrics(self, step: int) -> None:
         """Forget what was logged after `step`, so that a resumed run has every step once."""

@@ -39,13 +39,14 @@ def open_examples(
     tokenizer: Tokenizer,
     max_length: int,
     held_out: float,
-    one_answer: bool,
+    one_answer: bool | None,
     counted: dict[str, list[int]],
     may_be_empty: bool = False,
 ) -> tuple[Examples, Examples]:
     """(training, held-out) examples of a pairs file; an empty path is the embedded set.
 
-    one_answer: the loss is content with `chosen`. `counted` is filled with what was dropped or cut, by reason.
+    one_answer: the loss is content with `chosen` (None: with whatever a row has). `counted` is filled with what was
+    dropped or cut, by reason.
     Raises UserError for a file that cannot be used, and unless may_be_empty where nothing is left to train on.
     """
     pairs = read_pairs(path, counted, one_answer) if path else embedded_pairs()

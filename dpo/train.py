@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from tqdm import tqdm
 
+from dpo.card import model_card
 from dpo.job import Job
 from dpo.order import pairs_met, pairs_of_step
 from dpo.reference import reference_scores
@@ -29,6 +30,7 @@ from dpo.step import Plan, add_gradients, held_out_metrics
 from gpt import precision
 from gpt.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from gpt.command import UserError, flag, run
+from gpt.lora import add_lora, merged, save_adapter, without_adapters
 from gpt.optim import adamw, learning_rate
 from gpt.parallel import StopSignal, World, agree, join, peak_memory, replicate, say
 from gpt.weights import save_gpt
@@ -44,14 +46,19 @@ class Flags:
 
     pairs: str = flag("", "JSON or JSONL file of pairs; empty: the embedded set", "what matters first")
     init: str = flag(
-        "", "model folder, run folder or random:SIZE to start from; empty: the embedded data/tiny", "what matters first"
+        "",
+        "where to start: model folder, run folder, name on the Hugging Face Hub (gpt2, OWNER/NAME@REVISION) or random:SIZE; "
+        "empty: the embedded data/tiny",
+        "what matters first",
     )
     loss: str = flag("dpo", "a loss, or a sum such as 'dpo(beta=0.2) + 0.5*sft'", "what matters first")
     out: str = flag("", "run folder; empty: a new one under runs/", "what matters first")
     beta: float = flag(
         None, "for every loss that takes one; unset: each loss's own. Higher stays closer to the reference", "loss"
     )
-    reference: str = flag("", "model or run folder that log-ratios are taken against; empty: what --init names", "loss")
+    reference: str = flag(
+        "", "model, as in --init, that log-ratios are taken against; empty: what --init names", "loss"
+    )
     epochs: int = flag(1, "passes over the pairs", "steps")
     steps: int = flag(0, "optimizer steps; 0: as many as the epochs give", "steps")
     batch: int = flag(64, "pairs per step, over all processes", "steps")
@@ -59,12 +66,15 @@ class Flags:
     seed: int = flag(0, "of the order of pairs and of random weights", "steps")
     lr: float = flag(
         None,
-        "peak rate; unset: 1e-6 at 124M parameters, in inverse proportion to size, 5e-7 to 1e-4; sft 20 times that",
+        "peak rate; unset: 1e-6 at 124M parameters, in inverse proportion to size, 5e-7 to 1e-4; sft 20 times that, lora 10",
         "optimizer",
     )
     warmup: float = flag(
         0.1, "fraction of the steps over which the rate rises; then half a cosine down to 0", "optimizer"
     )
+    lora: int = flag(0, "rank of adapters to train in place of the model's own weights; 0: none", "model")
+    lora_alpha: float = flag(None, "strength of the adapters, divided by their rank; unset: 2 x rank", "model")
+    dropout: float = flag(0.0, "of embeddings, attention and residuals; best left 0 for preference losses", "model")
     weight_decay: float = flag(0.01, "AdamW's, on matrices and embeddings", "optimizer")
     grad_clip: float = flag(1.0, "largest norm of a step's gradient; 0: no limit", "optimizer")
     max_length: int = flag(
@@ -114,9 +124,11 @@ def train(job: Job, world: World) -> int:
     stop = StopSignal()
     # a summed log-ratio before the first update: what the two precisions make of 0
     rounding = 0.01 if settings["precision"] == "fp32" else 0.25
+    policy = job.policy
+    if flags.lora:
+        add_lora(policy, flags.lora, flags.lora_alpha, flags.seed)
     say(job.describe(settings, folder, world), world)
-
-    policy = job.policy.to(world.device)
+    policy = policy.to(world.device)
     plan = Plan(loss, settings["micro"], partial(precision.autocast, settings["precision"], world.device), world)
     # a resumed run too asks for the pairs of all steps: other batches would round otherwise, and its bits would differ
     met = pairs_met(steps, len(job.train.ids), flags.batch, flags.seed)
@@ -124,11 +136,9 @@ def train(job: Job, world: World) -> int:
     for examples, wanted in ((job.train, met), (job.held_out, list(range(len(job.held_out.ids))))):
         # before the policy moves: unless --reference names another model, it is its own reference
         model = (job.reference or policy).to(world.device)
-        references.append(
-            reference_scores(
-                model, examples.ids, wanted if loss.needs_reference else [], plan.micro, plan.autocast, world
-            )
-        )
+        wanted = wanted if loss.needs_reference else []
+        with without_adapters(policy):
+            references.append(reference_scores(model, examples.ids, wanted, plan.micro, plan.autocast, world))
     job.reference = None  # its numbers are all that is needed
 
     optimizer = adamw(policy, flags.weight_decay)
@@ -166,8 +176,8 @@ def train(job: Job, world: World) -> int:
         torch.manual_seed((flags.seed * 1_000_003 + step) * 4096 + world.rank)  # for dropout, and nothing else
         model.train()
         indices = pairs_of_step(step, len(job.train.ids), flags.batch, flags.seed)
-        zero = rounding if step == 1 and loss.needs_reference and not flags.reference else None
-        line = add_gradients(model, job.train, references[0], indices, plan, zero)
+        unmoved = step == 1 and loss.needs_reference and not flags.reference and not flags.dropout
+        line = add_gradients(model, job.train, references[0], indices, plan, rounding if unmoved else None)
         grad_norm = float(torch.nn.utils.clip_grad_norm_(policy.parameters(), flags.grad_clip or math.inf))
         if not math.isfinite(line["loss"] + grad_norm):
             rows = ", ".join(str(job.train.pairs[i].row) for i in indices)
@@ -198,7 +208,9 @@ def train(job: Job, world: World) -> int:
             evaluate(step)
     bar.close()
     if world.is_main:
-        save_gpt(folder.model, policy, job.tokenizer)
+        save_gpt(folder.model, merged(policy), job.tokenizer, model_card(job, settings, folder))
+        if flags.lora:
+            save_adapter(folder.adapter, policy, job.origin)
     say(f"done     {folder.model}, peak memory {peak_memory(world.device) / 2**30:.2f} GiB a process", world)
     return 0
 

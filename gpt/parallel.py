@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 import torch
 import torch.distributed as dist
@@ -127,10 +127,10 @@ def agree(text: str, world: World) -> str:
     return bytes(letters.tolist()).rstrip(b"\0").decode()
 
 
-def say(line: str, world: World) -> None:
+def say(line: str, world: World, file: TextIO | None = None) -> None:
     """Print, once."""
     if world.is_main:
-        print(line, flush=True)
+        print(line, file=file, flush=True)
 
 
 class StopSignal:

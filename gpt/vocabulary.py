@@ -40,7 +40,7 @@ def _read_text(file: Path) -> str:
 
 def read_vocabulary(file: Path) -> dict[bytes, int]:
     """Token to id, end-of-text among them. Raises UserError, naming the file and what is wrong in it."""
-    return _checked_ids(_read_object(file), file)
+    return _checked_ids(_read_json(file), file)
 
 
 def read_merges(file: Path) -> list[tuple[bytes, bytes]]:
@@ -54,7 +54,7 @@ def read_merges(file: Path) -> list[tuple[bytes, bytes]]:
 
 def read_tokenizer_json(file: Path) -> tuple[dict[bytes, int], list[tuple[bytes, bytes]]]:
     """Token to id, and the pairs in learned order. Raises UserError, naming the step, where it is not as in GPT-2."""
-    found = _read_object(file)
+    found = _read_json(file)
     for place, value, right in _steps(found):
         if not right:
             raise UserError(
@@ -93,7 +93,7 @@ def _steps(found: dict) -> Iterator[tuple[str, Any, bool]]:
 LAST_STEPS = ("ByteLevel", "TemplateProcessing")  # which add no token of their own, the second if it has none to add
 
 
-def _read_object(file: Path) -> dict:
+def _read_json(file: Path) -> dict:
     try:
         found = json.loads(_read_text(file))
     except UserError:

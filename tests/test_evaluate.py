@@ -10,7 +10,7 @@ import pytest
 
 from data.pairs import Pair, write_rows
 from data.rules import COURTEOUS, RUDE, preference_rows
-from dpo.evaluate import Answer, answer, differences, rates
+from dpo.answers import Answer, answer, differences, rates
 from dpo.start import TINY, open_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,7 +53,7 @@ def test_the_difference_is_taken_prompt_by_prompt_with_its_standard_error():
 
 
 def test_answers_do_not_depend_on_the_order_of_the_prompts():
-    model, tokenizer = open_model("")
+    model, tokenizer, _ = open_model("")
     pairs = [Pair(f"Say {'very ' * n}much.", "-", None) for n in range(5)]
     forward = answer(model, tokenizer, pairs, 12, "")
     assert forward == answer(model, tokenizer, pairs[::-1], 12, "")[::-1]
@@ -116,7 +116,7 @@ def test_the_command_writes_before_and_after_of_a_run(tmp_path):
 @pytest.mark.parametrize(
     "flags, expected",
     [
-        (["--policy", "nowhere"], "nowhere does not exist"),
+        (["--policy", "nowhere"], "nowhere is no folder here"),
         ([], "--policy"),
         (["--policy", TINY], "name a model to compare with"),
         (["--policy", TINY, "--reference", TINY, "--max-new", 256], "--max-new is 256"),

@@ -5,7 +5,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data.pairs import split
 from data.rules import embedded_pairs, judge
-from dpo.evaluate import answer, rates
+from dpo.answers import answer, rates
 from dpo.start import TINY, open_model
 from gpt.generate import generate
 
@@ -19,7 +19,7 @@ def test_it_is_at_most_5_mb_and_nothing_but_a_model_folder():
 
 
 def test_transformers_gives_the_same_greedy_answers():
-    model, tokenizer = open_model("")
+    model, tokenizer, _ = open_model("")
     theirs, words = AutoModelForCausalLM.from_pretrained(TINY), AutoTokenizer.from_pretrained(TINY)
     pairs = embedded_pairs(17)
     for pair, ours in zip(pairs, answer(model, tokenizer, pairs, 24, "")):
@@ -32,7 +32,7 @@ def test_transformers_gives_the_same_greedy_answers():
 
 
 def test_on_held_out_prompts_it_is_right_and_mostly_plain():
-    model, tokenizer = open_model("")
+    model, tokenizer, _ = open_model("")
     _, held_out = split(embedded_pairs(), HELD_OUT)
     assert len(held_out) >= 1000
     found = rates(held_out[:340], answer(model, tokenizer, held_out[:340], 48, ""))
@@ -42,7 +42,7 @@ def test_on_held_out_prompts_it_is_right_and_mostly_plain():
 
 def test_sampled_it_gives_all_three_manners():
     # DPO moves probability among answers that a model can give, so each must have some
-    model, tokenizer = open_model("")
+    model, tokenizer, _ = open_model("")
     pairs = split(embedded_pairs(), HELD_OUT)[1][:340]
     prompts = [tokenizer.encode(pair.prompt) for pair in pairs]
     said = generate(model, prompts, 48, tokenizer.end_of_text, 1.0, torch.Generator().manual_seed(0))

@@ -1,0 +1,67 @@
+"""The model card of a trained model: README.md in its folder, as the Hugging Face Hub shows it."""
+
+from pathlib import Path
+
+from dpo.run_folder import RunFolder
+from dpo.side_by_side import SHOWN
+from dpo.start import EMBEDDED
+from gpt.hub import is_hub_name
+
+CARD = """---
+{base}library_name: transformers
+pipeline_tag: text-generation
+tags:
+- gpt2
+{tag}---
+
+# {title}
+
+A GPT-2 of {parameters:,} parameters, trained from `{init}` with the loss `{loss}`{reference}.
+
+| | |
+|---|---|
+{settings}
+{figures}
+"""
+
+
+def model_card(job, settings: dict, folder: RunFolder) -> str:
+    """What a run made, from what and how, and its figures on held-out pairs. job: a dpo.job.Job."""
+    flags, preference = job.flags, job.loss.needs_rejected
+    facts = {
+        "data": f"{Path(flags.pairs).name or EMBEDDED}: {len(job.train.ids):,} pairs, {len(job.held_out.ids):,} more held out",
+        "beta": f"{job.loss.beta:g}" if job.loss.needs_reference else "",
+        "steps": f"{job.steps:,} of {flags.batch} pairs, seed {flags.seed}",
+        "learning rate": f"{job.lr:g}, warmup {flags.warmup:g}, cosine",
+        "adapters": f"rank {flags.lora}, merged into the weights" if flags.lora else "",
+        "precision": settings["precision"],
+    }
+    hub = "" if Path(flags.init).exists() or not is_hub_name(flags.init) else flags.init.partition("@")[0]
+    return CARD.format(
+        base=f"base_model: {hub}\n" if hub else "",
+        tag="- dpo\n- preference-optimization\n" if preference else "- sft\n",
+        title=folder.path.name,
+        parameters=job.parameters,
+        init=_public(job.origin) if flags.init else "the embedded start",
+        loss=str(job.loss),
+        reference=f" against {_public(job.reference_origin) or 'its start'}" if job.loss.needs_reference else "",
+        settings="\n".join(f"| {name} | {fact} |" for name, fact in facts.items() if fact),
+        figures=_figures(folder.held_out_metrics()),
+    )
+
+
+def _public(origin: str) -> str:
+    """A path of this machine says nothing elsewhere: its last two parts do."""
+    return "/".join(Path(origin).parts[-2:]) if Path(origin).is_absolute() else origin
+
+
+def _figures(lines: list[dict]) -> str:
+    if not lines:
+        return ""
+    first, last = lines[0], lines[-1]
+    rows = [f"| {short} | {first[long]:.4g} | {last[long]:.4g} |" for short, long in SHOWN.items() if long in last]
+    head = f"\n| held-out pairs | step {first['step']} | step {last['step']} |\n|---|---|---|\n"
+    note = (
+        "\n\nAccuracy: how often the chosen answer gained more log-probability than the rejected one, a tie one half."
+    )
+    return head + "\n".join(rows) + (note if len(rows) > 1 else "")
