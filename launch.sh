@@ -104,7 +104,7 @@ say_and_train() {
 }
 
 demo() {
-    setup report
+    setup report,hub
     local out
     out=runs/demo-$(date +%Y%m%d-%H%M%S)
     say_and_train "$out" --loss "$loss" --batch 32 --steps 200 --eval-every 100 "$@"
@@ -112,7 +112,7 @@ demo() {
 }
 
 scratch() {
-    setup report
+    setup report,hub
     local out
     out=runs/scratch-$(date +%Y%m%d-%H%M%S)
     "$python" "$root/data/build.py" rules --sft --count 40000 --out "$out/sft.jsonl"
@@ -123,7 +123,7 @@ scratch() {
 
 run_tests() {
     setup test
-    "$python" -c 'import pytest, hypothesis, transformers' 2>/dev/null || {
+    "$python" -c 'import pytest, hypothesis, transformers, peft' 2>/dev/null || {
         echo "error: the active environment has torch but not the test extra; pip install -c constraints.txt -e '.[test]', or deactivate it" >&2
         exit 2
     }
@@ -144,7 +144,7 @@ case ${1:-} in
         demo "$@"
         ;;
     scratch) shift && scratch "$@" ;;
-    train) shift && setup report && train "$@" ;;
+    train) shift && setup report,hub && train "$@" ;;
     test) shift && run_tests "$@" ;;
     *) echo "error: there is no command '$1'; ./launch.sh --help lists them" >&2 && exit 2 ;;
 esac

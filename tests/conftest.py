@@ -1,5 +1,6 @@
 """What several tests share: a toy model, a small vocabulary, random pairs of ids, and the folder ../shared."""
 
+import signal
 from pathlib import Path
 from random import Random
 
@@ -15,6 +16,9 @@ from gpt.tokenizer import Tokenizer, train_bpe
 # The machine that runs the tests may be busy: how long an example takes says nothing.
 settings.register_profile("toy", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("toy")
+
+# A shell starts background jobs with Ctrl+C ignored, and whom they start inherits that: tests that send it need it heard.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

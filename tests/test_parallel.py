@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from gpt.parallel import accumulate, add_up, agree, join, replicate
 
-with join("cpu") as world:
+def work(world):
     torch.manual_seed(world.rank)                       # different weights: replicate must make them alike
     model = replicate(nn.Linear(3, 1), world)
     micros = [torch.arange(3.) + 10 * world.rank + i for i in range(2)]
@@ -31,6 +31,9 @@ with join("cpu") as world:
               "gradient": between.tolist(), "weight": next(model.parameters()).tolist(), "share": world.share(list(range(5)))}
     with open(sys.argv[1] + f"/{world.rank}.json", "w") as file:
         json.dump(result, file)
+
+with join("cpu") as world:
+    work(world)  # a function, so that DDP is gone before its process group, as in dpo/train.py
 """
 
 
