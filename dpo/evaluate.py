@@ -63,6 +63,8 @@ def main(flags: Flags) -> None:
     check_range(flags, ("held_out",), 0, most=1)
     check_range(flags, ("prompts", "show"), 0)
     check_range(flags, ("max_new",), 1)
+    if flags.out and Path(flags.out).is_file():
+        raise UserError(f"--out {flags.out} is a file; name a folder")
     trained = RunFolder(flags.policy)
     record = trained.read_json("run.json") if (trained.path / "run.json").exists() else {}
     used = record.get("flags", {})

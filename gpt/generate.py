@@ -96,7 +96,7 @@ def stream(
     seeds: Sequence[int] | None = None,
     stop: Callable[[list[int]], bool] | None = None,
 ) -> Iterator[list[tuple[int, int]]]:
-    """As `generate`, while it comes: for each column the (number of the prompt, new id) of those still unfinished."""
+    """As `generate`, while it comes: at each turn the (number of the prompt, new id) of those still unfinished."""
     prompts = _fitting(prompts, max_new, model.config.n_positions)
     if not prompts or max_new < 1:
         return
@@ -109,7 +109,8 @@ def stream(
     chances = _chances(range(len(prompts)) if seeds is None else seeds, max_new).to(weight.device)  # (prompts, max_new)
     c = model.config
     shape = (2, len(prompts), c.n_head, len(prompts[order[-1]]) + max_new, c.n_embd // c.n_head)
-    kept = [torch.empty(shape, dtype=weight.dtype, device=weight.device) for _ in range(c.n_layer)]
+    # zeros, since what nobody looks at has weight 0, and 0 times what memory may hold is not always 0
+    kept = [torch.zeros(shape, dtype=weight.dtype, device=weight.device) for _ in range(c.n_layer)]
     seen = torch.zeros(len(prompts), c.vocab_size, dtype=torch.bool, device=weight.device)  # (B, V)
     for row, i in enumerate(order if sampling.repetition_penalty != 1 else []):
         seen[row, prompts[i]] = True
@@ -124,14 +125,12 @@ def stream(
         places = _close_ranks([token not in stop_ids and not (stop and stop(answers[row])) for row, token in new])
         if not places or number == max_new - 1:
             return
-        end = int(lengths.max()) + 1
-        moved = [(row, to) for to, row in enumerate(places) if row != to]
-        for layer in kept if moved else ():
-            come, go = zip(*moved)
-            layer[:, go, :, :end] = layer[:, come, :, :end]
         if len(places) < len(rows):
+            free, taken = [to for to, row in enumerate(places) if row != to], int(lengths.max())
+            for layer in kept if free else ():
+                layer[:, free, :, :taken] = layer[:, [places[to] for to in free], :, :taken]
             rows, lengths, chosen, seen = rows[places], lengths[places], chosen[places], seen[places]
-            end = int(lengths.max()) + 1
+        end = int(lengths.max()) + 1
         seen.scatter_(1, chosen[:, None], True)
         mask = torch.arange(end, device=lengths.device) <= lengths[:, None]  # (B, end)
         mask = None if bool(mask.all()) else mask[:, None, None]
@@ -149,8 +148,8 @@ def _read_prompts(model: GPT, prompts: list[Sequence[int]], kept: list[Tensor]) 
     device, found, start = kept[0].device, [], 0
     together = 512 if device.type == "cpu" else 65536  # tokens of a pass; a CPU gains nothing from more
     while start < len(prompts):
-        stop = start + 1
-        while stop < len(prompts) and len(prompts[stop]) * (stop + 1 - start) <= together:
+        stop, longest = start + 1, 1.25 * len(prompts[start]) + 4
+        while stop < len(prompts) and len(prompts[stop]) <= min(longest, together / (stop + 1 - start)):
             stop += 1
         group = prompts[start:stop]
         width = len(group[-1])
@@ -197,13 +196,13 @@ class Flags(SamplingFlags):
     """
 
     model: str = argument("model folder, run folder, or the name of a model on the Hugging Face Hub")
-    prompt: str = flag("", "the text to continue; unset: standard input")
+    prompt: str = flag(None, "the text to continue; unset: standard input")
 
 
 def main(flags: Flags) -> None:
     sampling = flags.sampling
     model, tokenizer, _ = open_folder(flags.model)
-    prompt = tokenizer.encode(flags.prompt or ("" if sys.stdin.isatty() else sys.stdin.read()))
+    prompt = tokenizer.encode(sys.stdin.read() if flags.prompt is None else flags.prompt)
     if not prompt:
         raise UserError("the prompt is empty; give --prompt, or text on standard input")
     model = ready(model, flags)

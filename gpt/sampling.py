@@ -8,6 +8,7 @@ each row, drawn beforehand from the row's own seed: what a row gets does not dep
 Shapes: B rows, V vocabulary.
 """
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -32,15 +33,16 @@ class Sampling(NamedTuple):
 
     def check(self) -> "Sampling":
         """Itself. Raises UserError, naming the setting, where one makes no sense."""
-        for name, low, high in (
-            ("temperature", 0, float("inf")),
-            ("top_k", 0, float("inf")),
-            ("top_p", 1e-9, 1),
-            ("min_p", 0, 1),
-            ("repetition_penalty", 1e-9, float("inf")),
+        for name, zero, most in (
+            ("temperature", True, math.inf),
+            ("top_k", True, math.inf),
+            ("top_p", False, 1),
+            ("min_p", True, 1),
+            ("repetition_penalty", False, math.inf),
         ):
-            if not low <= (value := getattr(self, name)) <= high or value == float("inf"):
-                limit = f"{low:g} to {high:g}" if high <= 1 else "above 0" if low else "at least 0"
+            value = getattr(self, name)
+            if not (0 <= value <= most and value < math.inf and (zero or value > 0)):
+                limit = ("at least 0" if zero else "above 0") + (f" and at most {most}" if most == 1 else "")
                 raise UserError(f"{name} is {value}, it must be {limit}")
         return self
 
