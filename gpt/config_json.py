@@ -14,6 +14,13 @@ from gpt.command import UserError
 from gpt.model import GPTConfig
 from gpt.vocabulary import END_OF_TEXT
 
+# Other names by which `transformers` knows a setting.
+ALIASES = {
+    "hidden_size": "n_embd",
+    "max_position_embeddings": "n_positions",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+}
 SETTINGS = {field.name: field.type for field in fields(GPTConfig) if field.name != "dropout"}
 REFUSED = ("add_cross_attention", "quantization_config", "pruned_heads")  # of what they ask, GPT computes nothing
 
@@ -25,14 +32,18 @@ def read_config(file: Path, dropout: float = 0.0) -> GPTConfig:
     """
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-        architecture = found.get("model_type")
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{file} is no JSON object that can be read: {error}") from None
-    if architecture != "gpt2":
-        raise UserError(f"{file}: the model is a {architecture!r}; only model_type 'gpt2' can be read")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} is no JSON that can be read: {error}") from None
+    if not isinstance(found, dict) or "model_type" not in found:
+        raise UserError(f"{file} does not say which model it is: it must be a JSON object with model_type 'gpt2'")
+    if found["model_type"] != "gpt2":
+        raise UserError(f"{file}: the model is a {found['model_type']!r}; only model_type 'gpt2' can be read")
     for name in REFUSED:
         if found.get(name):
-            raise UserError(f"{file}: {name} is {found[name]!r}; that is another model than GPT-2's decoder")
+            raise UserError(
+                f"{file}: {name} is set; GPT computes a plain decoder with floating-point weights and nothing else"
+            )
+    found = {ALIASES[name]: value for name, value in found.items() if name in ALIASES} | found
     settings = {name: found[name] for name in SETTINGS if name in found}
     for name, value in settings.items():
         if (wanted := _wanted(SETTINGS[name], value)) is not None:

@@ -7,6 +7,7 @@ Only what gpt/weights.py reads is fetched, and never a pickle. Of several proces
 others wait; the cache is every tool's own (HF_HOME, HF_HUB_CACHE), so nothing is fetched twice.
 """
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,8 +50,9 @@ def fetch(name: str) -> Path:
     cache = Path(constants.HF_HUB_CACHE)
     errors = []
     with _alone(cache / ".locks" / f"{repository.replace('/', '--')}.lock") as waited:
-        # Who has waited finds in the cache what another process fetched; where that failed, it asks to say why itself.
-        ways = [(repository, True)] * waited + [(repository, False), (FULL_NAMES.get(repository, repository), True)]
+        # A commit never changes, and who has waited finds what another process fetched: then the cache comes first.
+        cached = waited or re.fullmatch("[0-9a-f]{40}", revision) is not None
+        ways = [(repository, True)] * cached + [(repository, False), (FULL_NAMES.get(repository, repository), True)]
         for source, only_cache in ways:
             try:
                 found = snapshot_download(
@@ -64,8 +66,8 @@ def fetch(name: str) -> Path:
     folder = Path(found)
     if not any(folder.glob("model*.safetensors")):
         raise UserError(
-            f"{name} has no model.safetensors; if it has a pytorch_model.bin, that is a pickle, which can run code, and is "
-            "not fetched: load it with transformers on a machine that you can do without, and save_pretrained it anew"
+            f"{name} has no model.safetensors ({folder}); if there is a pytorch_model.bin, that is a pickle, which can run code, "
+            "and is not fetched: load it with transformers on a machine that you can do without, and save_pretrained it anew"
         )
     return folder
 
@@ -105,9 +107,15 @@ def _why(name: str, revision: str, cache: Path, error: Exception) -> str:
         )
     if "RevisionNotFoundError" in kinds:
         return f"{name}: the model has no branch, tag or commit {revision!r}"
-    if "LocalEntryNotFoundError" in kinds or isinstance(error, ConnectionError):
+    answer = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
+    status = getattr(answer, "status_code", None)
+    if status == 401:
+        return f"{name}: the Hugging Face Hub does not accept your token; log in anew: hf auth login"
+    if status is None and ("LocalEntryNotFoundError" in kinds or isinstance(error, ConnectionError)):
+        away = "may not be asked (HF_HUB_OFFLINE)" if os.environ.get("HF_HUB_OFFLINE") else "cannot be reached"
         return (
-            f"{name} is no folder here, it is not whole in the Hub's cache {cache}, and the Hugging Face Hub cannot be "
-            "reached; connect once, copy a cache there (HF_HUB_CACHE names another), or name a model folder"
+            f"{name} is no folder here, it is not whole in the Hub's cache {cache}, and the Hugging Face Hub {away}; connect "
+            "once, copy a cache there (HF_HUB_CACHE names another), or name a model folder"
         )
-    return f"{name} cannot be fetched from the Hugging Face Hub: {type(error).__name__}: {error}"
+    said = " ".join(str(error).split())
+    return f"{name} cannot be fetched from the Hugging Face Hub: {f'status {status}, ' if status else ''}{said}"

@@ -60,7 +60,7 @@ class Tokenizer:
         missing = [token for token in tokens if token not in ids]
         if missing:
             raise UserError(
-                f"{where}: {len(missing)} tokens have no id, the first is {missing[0]!r}; vocab.json and merges.txt "
+                f"{where}: {len(missing)} tokens have no id, the first is {missing[0]!r}; vocabulary and merges "
                 "must come from the same byte-level BPE"
             )
         if len(set(tokens)) < len(tokens):
@@ -112,7 +112,7 @@ class Tokenizer:
             file = folder / "merges.txt"
             ids, merges = read_vocabulary(folder / "vocab.json"), read_merges(file)
         end_of_text = ids.pop(END_OF_TEXT.encode())
-        tokenizer = cls(ids, merges, end_of_text, str(folder))
+        tokenizer = cls(ids, merges, end_of_text, str(file if file.suffix == ".json" else folder))
         ranks = {bytes([b]): b for b in range(256)} | {a + b: 256 + i for i, (a, b) in enumerate(merges)}
         for written, used in zip(merges, merges_of(ranks)):
             if written != used:  # tiktoken ranks results, not pairs: it would join what the file does not

@@ -63,12 +63,10 @@ def read_tokenizer_json(file: Path) -> tuple[dict[bytes, int], list[tuple[bytes,
     model = found["model"]
     if not isinstance(model.get("vocab"), dict) or not isinstance(model.get("merges"), list):
         raise UserError(f"{file}: model.vocab must be an object and model.merges a list")
-    try:
-        added = {token["content"]: token["id"] for token in found.get("added_tokens") or []}
-    except (TypeError, KeyError):
-        raise UserError(f"{file}: added_tokens must be a list of objects with content and id") from None
-    # an added token is written as it is, a learned one by the letters of its bytes
-    ids = model["vocab"] | {_written(str(content).encode()): i for content, i in added.items()}
+    added = _added_tokens(found.get("added_tokens") or [], file)
+    # an added token may stand in the vocabulary too, there written as it is, not by the letters of its bytes
+    ids = {token: i for token, i in model["vocab"].items() if token not in added}
+    ids |= {_written(token.encode()): i for token, i in added.items()}
     merges = [
         _merge(pair.split(" ") if isinstance(pair, str) else pair, f"{file}, merge {number}")
         for number, pair in enumerate(model["merges"], 1)
@@ -76,18 +74,35 @@ def read_tokenizer_json(file: Path) -> tuple[dict[bytes, int], list[tuple[bytes,
     return _checked_ids(ids, file), merges
 
 
+def _added_tokens(added: Any, file: Path) -> dict[str, int]:
+    try:
+        for token in added:
+            token["content"].encode()
+            if not token.get("special", True):
+                raise UserError(
+                    f"{file}: added_tokens has {token['content']!r}, which is no special token: it would be cut out of "
+                    "ordinary text, which GPT-2 encodes by merges alone"
+                )
+        return {token["content"]: token["id"] for token in added}
+    except (TypeError, KeyError, AttributeError, UnicodeEncodeError):
+        raise UserError(f"{file}: added_tokens must be a list of objects with content (text) and id") from None
+
+
 def _steps(found: dict) -> Iterator[tuple[str, Any, bool]]:
     """(place, what stands there, whether that is GPT-2's) for each step from text to ids."""
-    model = found.get("model") if isinstance(found.get("model"), dict) else {}
-    split, last = found.get("pre_tokenizer") or {}, found.get("post_processor") or {}
-    yield "model.type", model.get("type"), model.get("type") == "BPE"
+    model, split, last = (
+        found[name] if isinstance(found.get(name), dict) else {}
+        for name in ("model", "pre_tokenizer", "post_processor")
+    )
+    yield "model.type", model.get("type"), bool(model) and model.get("type", "BPE") == "BPE"  # old files do not say it
     for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges"):
         yield f"model.{name}", model.get(name), not model.get(name)
     yield "normalizer", found.get("normalizer"), not found.get("normalizer")
     right = split.get("type") == "ByteLevel" and not split.get("add_prefix_space") and split.get("use_regex", True)
     yield "pre_tokenizer", found.get("pre_tokenizer"), right
     adds = last.get("type") == "TemplateProcessing" and last.get("special_tokens")
-    yield "post_processor", found.get("post_processor"), last.get("type", "ByteLevel") in LAST_STEPS and not adds
+    right = not found.get("post_processor") or last.get("type") in LAST_STEPS and not adds
+    yield "post_processor", found.get("post_processor"), right
 
 
 LAST_STEPS = ("ByteLevel", "TemplateProcessing")  # which add no token of their own, the second if it has none to add
@@ -124,8 +139,8 @@ def _checked_ids(found: dict, file: Path) -> dict[bytes, int]:
 def _merge(pair: Any, where: str) -> tuple[bytes, bytes]:
     whole = isinstance(pair, list) and len(pair) == 2 and all(isinstance(token, str) and token for token in pair)
     if not whole or not set("".join(pair)) <= _BYTES.keys():
-        shown = " ".join(map(str, pair)) if isinstance(pair, list) else pair
-        raise UserError(f"{where}: a merge is two tokens and one space, found {shown!r}")
+        shown = " ".join(pair) if isinstance(pair, list) and all(isinstance(token, str) for token in pair) else pair
+        raise UserError(f"{where}: a merge is two tokens, found {shown!r}")
     left, right = (bytes(_BYTES[letter] for letter in token) for token in pair)
     return left, right
 

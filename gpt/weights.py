@@ -75,17 +75,16 @@ def load_gpt(folder: str | Path, dropout: float = 0.0) -> GPT:
         ("is no part of this GPT-2", state.keys() - expected.keys()),
     ):
         if names:
-            raise UserError(f"{file}: {min(names)} {what} ({len(names)} such)")
+            raise UserError(f"{file}: {min(names)} {what} ({len(names)} such; config.json describes the model)")
     for name, value in state.items():
-        value = state[name] = value.mT if name.endswith(TRANSPOSED) and value.dim() == 2 else value
-        if value.shape != expected[name].shape:
-            asked = tuple(expected[name].shape)
-            raise UserError(f"{file}: {name} is {tuple(value.shape)}, config.json asks for {asked}")
+        asked = expected[name].shape[::-1] if name.endswith(TRANSPOSED) else expected[name].shape
+        if value.shape != asked:
+            raise UserError(f"{file}: {name} is {tuple(value.shape)}, config.json asks for {tuple(asked)}")
         if not value.is_floating_point():
             raise UserError(f"{file}: {name} holds {value.dtype}, no floating-point numbers; is the model quantized?")
-    state = {
-        name: value.to(torch.float32, copy=True, memory_format=torch.contiguous_format) for name, value in state.items()
-    }
+    for name, value in state.items():
+        value = value.t() if name.endswith(TRANSPOSED) else value
+        state[name] = value.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
     return GPT.of(config, state).eval()
 
 
@@ -127,13 +126,16 @@ def _read_tensors(folder: Path) -> tuple[Path, dict[str, Tensor]]:
         return file, _named(file, _read_file(file))
     try:
         shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"{index} is no index with a weight_map: {type(error).__name__} {error}") from None
-    found = {}
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        raise UserError(f"{index} is no JSON object with a weight_map of tensors and files") from None
+    found: dict[str, Tensor] = {}
     for name in sorted(map(str, shards)):
-        if Path(name).name != name:
-            raise UserError(f"{index}: {name!r} is not the name of a file beside it")
-        found |= _read_file(folder / name)
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise UserError(f"{index}: {name!r} is not the name of a safetensors file beside it")
+        more = _read_file(folder / name)
+        if twice := found.keys() & more:
+            raise UserError(f"{folder / name}: {min(twice)} stands in another file of the index too")
+        found |= more
     return index, _named(index, found)
 
 

@@ -446,7 +446,7 @@ REFUSED = {
     "cross-attention": (config(add_cross_attention=True), ["config.json", "add_cross_attention"]),
     "quantized weights": (
         config(quantization_config={"quant_method": "bitsandbytes"}),
-        ["config.json", "quantization_config", "bitsandbytes"],
+        ["config.json", "quantization_config"],
     ),
     "pruned heads": (config(pruned_heads={"0": [1]}), ["config.json", "pruned_heads"]),
     "a word for yes": (config(scale_attn_weights="yes"), ["config.json", "scale_attn_weights", "true or false"]),
@@ -506,9 +506,9 @@ REFUSED = {
             "../evil.safetensors": [INDEX, "../evil.safetensors"],
             "/etc/passwd": [INDEX, "/etc/passwd"],
             "a/b.safetensors": [INDEX, "a/b.safetensors"],
-            "..": ["missing"],
-            "": ["missing"],
-            "config.json": ["config.json", "no whole"],
+            "..": [INDEX, "safetensors file beside it"],
+            "": [INDEX, "safetensors file beside it"],
+            "config.json": [INDEX, "safetensors file beside it"],
         }.items()
     },
 }
