@@ -74,7 +74,8 @@ def generate(
 ) -> list[list[int]]:
     """The continuation of each prompt: at most `max_new` ids, the last of them one of `stop_ids` where the model said it.
 
-    seeds: one for each prompt, by default 0, 1, 2, ...; a prompt with its seed gives the same answer in any batch.
+    seeds: one for each prompt, by default 0, 1, 2, ...; a prompt with its seed gives the same answer in any batch
+    (in float32: where logits are rounded to bfloat16 two are often equal, and the batch's shape decides between them).
     stop: whether an answer so far ends here (gpt.streaming.stops_at for strings). A prompt that leaves no room for
     max_new tokens within the model's positions loses its beginning, with a warning.
     Raises ValueError for a prompt without tokens, and for a max_new that leaves no room for any prompt.
@@ -101,12 +102,15 @@ def stream(
     if not prompts or max_new < 1:
         return
     sampling.check()
+    seeds = range(len(prompts)) if seeds is None else seeds
+    if len(seeds) != len(prompts):
+        raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts")
     weight = next(model.parameters())
     model = packed(model)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     rows = torch.tensor(order, device=weight.device)  # which prompt each row of the batch works on
     lengths = torch.tensor([len(prompts[i]) for i in order], device=weight.device)  # (B,) tokens kept of each row
-    chances = _chances(range(len(prompts)) if seeds is None else seeds, max_new).to(weight.device)  # (prompts, max_new)
+    chances = _chances(seeds, max_new, weight.device)  # (prompts, max_new)
     c = model.config
     shape = (2, len(prompts), c.n_head, len(prompts[order[-1]]) + max_new, c.n_embd // c.n_head)
     # zeros, since what nobody looks at has weight 0, and 0 times what memory may hold is not always 0
@@ -170,15 +174,15 @@ def _fitting(prompts: Sequence[Sequence[int]], max_new: int, positions: int) -> 
     long = sum(len(prompt) > room for prompt in prompts)
     if long:
         cut = f"{long} of {len(prompts)} prompts cut from the left to the {room} tokens that fit beside {max_new} new ones"
-        warnings.warn(cut, stacklevel=3)
+        warnings.warn(cut, stacklevel=5)
     return [prompt[-room:] for prompt in prompts]
 
 
-def _chances(seeds: Sequence[int], count: int) -> Tensor:
+def _chances(seeds: Sequence[int], count: int, device: torch.device) -> Tensor:
     """(B, count) numbers in [0, 1), each row's from its seed alone, the same on every device."""
-    return torch.stack(
-        [torch.rand(count, generator=torch.Generator().manual_seed(s), dtype=torch.double) for s in seeds]
-    )
+    drawn = [torch.rand(count, generator=torch.Generator().manual_seed(s), dtype=torch.double) for s in seeds]
+    chances = torch.stack(drawn)
+    return (chances.float().clamp(max=1 - 2**-24) if device.type == "mps" else chances).to(device)  # mps has no float64
 
 
 def _close_ranks(going: list[bool]) -> list[int]:
@@ -196,19 +200,26 @@ class Flags(SamplingFlags):
     """
 
     model: str = argument("model folder, run folder, or the name of a model on the Hugging Face Hub")
-    prompt: str = flag(None, "the text to continue; unset: standard input")
+    prompt: str = flag(None, "the text to continue; unset: standard input, as it is")
 
 
 def main(flags: Flags) -> None:
     sampling = flags.sampling
     model, tokenizer, _ = open_folder(flags.model)
-    prompt = tokenizer.encode(sys.stdin.read() if flags.prompt is None else flags.prompt)
+    prompt = tokenizer.encode(_standard_input() if flags.prompt is None else flags.prompt)
     if not prompt:
         raise UserError("the prompt is empty; give --prompt, or text on standard input")
     model = ready(model, flags)
     for piece in answer_pieces(model, tokenizer, prompt, flags, sampling):
         print(piece, end="", flush=True)
     print()
+
+
+def _standard_input() -> str:
+    try:
+        return sys.stdin.buffer.read().decode() if sys.stdin else ""
+    except UnicodeDecodeError as error:
+        raise UserError(f"standard input is no UTF-8 text: byte {error.start} cannot be read") from None
 
 
 def ready(model: GPT, flags: SamplingFlags) -> GPT:

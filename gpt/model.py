@@ -23,6 +23,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 IGNORE = -100  # a target that is not scored; the value F.cross_entropy ignores by default
 
@@ -129,6 +130,13 @@ class Block(nn.Module):
         return x + self.drop(self.mlp(self.ln_2(x)))
 
 
+class _NothingRandom(TorchFunctionMode):
+    """Does not fill tensors: to fill those without memory, torch would load its compiler first, which takes a second."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        return kwargs["tensor"] if function is nn.init.normal_ else function(*args, **(kwargs or {}))
+
+
 class GPT(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -159,13 +167,18 @@ class GPT(nn.Module):
     @classmethod
     def of(cls, config: GPTConfig, state: dict[str, Tensor]) -> "GPT":
         """A model of these very tensors, by name, not copies of them; a tied head needs none."""
-        with torch.device("meta"):  # no memory, and no random numbers that would be overwritten
-            model = cls(config)
+        model = cls.shape(config)
         if config.tie_word_embeddings:
             state = state | {"lm_head.weight": state["transformer.wte.weight"]}
         model.load_state_dict(state, assign=True)
         model._tie()
         return model
+
+    @classmethod
+    def shape(cls, config: GPTConfig) -> "GPT":
+        """A model without memory, whose tensors have a shape and nothing else."""
+        with torch.device("meta"), _NothingRandom():
+            return cls(config)
 
     def _tie(self) -> None:
         if self.config.tie_word_embeddings:

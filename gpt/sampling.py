@@ -23,13 +23,9 @@ class Sampling(NamedTuple):
 
     temperature: float = 0.0  # 0: always the likeliest token
     top_k: int = 0  # only the k likeliest
-    top_p: float = 1.0  # only the likeliest that together reach p (Holtzman et al. 2020, arXiv 1904.09751)
-    min_p: float = (
-        0.0  # only those at least min_p times as likely as the likeliest (Nguyen et al. 2024, arXiv 2407.01082)
-    )
-    repetition_penalty: float = (
-        1.0  # of tokens in prompt and answer (Keskar et al. 2019, arXiv 1909.05858, section 4.1)
-    )
+    top_p: float = 1.0  # only the likeliest that together reach p; Holtzman et al. 2020 (arXiv 1904.09751)
+    min_p: float = 0.0  # only those at least so many times as likely as the likeliest; Nguyen et al. 2024 (2407.01082)
+    repetition_penalty: float = 1.0  # of tokens in prompt and answer; Keskar et al. 2019 (1909.05858), section 4.1
 
     def check(self) -> "Sampling":
         """Itself. Raises UserError, naming the setting, where one makes no sense."""
@@ -44,6 +40,8 @@ class Sampling(NamedTuple):
             if not (0 <= value <= most and value < math.inf and (zero or value > 0)):
                 limit = ("at least 0" if zero else "above 0") + (f" and at most {most}" if most == 1 else "")
                 raise UserError(f"{name} is {value}, it must be {limit}")
+        if self.top_k != int(self.top_k):
+            raise UserError(f"top_k is {self.top_k}, it must be a whole number")
         return self
 
 
@@ -67,25 +65,29 @@ class SamplingFlags:
 
     @property
     def sampling(self) -> Sampling:
-        """How to choose. Raises UserError, naming the flag, for one out of its range."""
+        """How to choose. Raises UserError, naming what it is, for a flag of answers that makes no sense."""
+        if "" in self.stop:
+            raise UserError("--stop: an empty string would end every answer at once")
         check_range(self, ("max_new",), 1)
         check_range(self, ("seed",), 0, below=2**63)
         return Sampling(self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty).check()
 
 
 def choose(logits: Tensor, sampling: Sampling, chance: Tensor, seen: Tensor | None = None) -> Tensor:
-    """The next token of each row, (B,). logits: (B, V); chance: (B,) in [0, 1), not used if greedy; seen: see `penalized`."""
+    """The next token of each row, (B,). logits: (B, V); chance: (B,) in [0, 1), not used if greedy, in the precision that the
+    choice is to have; seen: see `penalized`."""
     logits = penalized(logits.float(), sampling.repetition_penalty, seen)
     if sampling.temperature == 0:
         return logits.argmax(-1)
-    reached = probabilities(logits, sampling).double().cumsum(-1)  # (B, V)
+    reached = probabilities(logits, sampling).to(chance.dtype).cumsum(-1)  # (B, V)
     # the first token at which the sum passes the row's chance; one of probability 0 never does
     return torch.searchsorted(reached, chance[:, None] * reached[:, -1:], right=True).squeeze(1)
 
 
 def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
     """(B, V): softmax at the temperature (above 0), over the tokens that top-k, top-p and min-p leave."""
-    logits = logits / sampling.temperature
+    # from the likeliest down, and never by less than 1e-30: then no temperature above 0 makes an infinity of the likeliest
+    logits = (logits - logits.amax(-1, keepdim=True)) / max(sampling.temperature, 1e-30)
     if 0 < sampling.top_k < logits.shape[-1]:
         least = logits.topk(sampling.top_k).values[:, -1:]
         logits = logits.masked_fill(logits < least, -torch.inf)

@@ -18,9 +18,10 @@ def text_pieces(ids: Iterable[int], tokenizer: Tokenizer, stop: Sequence[str] = 
     waiting = ""
     for i in ids:
         waiting += decoder.decode(tokenizer.decode_bytes([i]))
-        found = [at for at in map(waiting.find, stop) if at >= 0]
+        # of several the one that ends first, so that nothing depends on where tokens end
+        found = [(at + len(string), at) for string in stop if (at := waiting.find(string)) >= 0]
         if found:
-            yield waiting[: min(found)]
+            yield waiting[: min(found)[1]]
             return
         clear = len(waiting) - _begun(waiting, stop)
         if clear:

@@ -60,8 +60,7 @@ def load_gpt(folder: str | Path, dropout: float = 0.0) -> GPT:
     folder = model_folder(folder)
     config = read_config(folder / "config.json", dropout)
     file, state = _read_tensors(folder)
-    with torch.device("meta"):
-        expected = GPT(config).state_dict()
+    expected = GPT.shape(config).state_dict()
     if config.tie_word_embeddings:
         expected.pop(HEAD)
         head = state.pop(HEAD, None)

@@ -1,6 +1,5 @@
 """data/tiny, the embedded start: small, readable by others, right and mostly plain."""
 
-import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data.pairs import split
@@ -8,6 +7,7 @@ from data.rules import embedded_pairs, judge
 from dpo.answers import answer, rates
 from dpo.start import TINY, open_model
 from gpt.generate import generate
+from gpt.sampling import Sampling
 
 HELD_OUT = 0.1
 
@@ -45,7 +45,7 @@ def test_sampled_it_gives_all_three_manners():
     model, tokenizer, _ = open_model("")
     pairs = split(embedded_pairs(), HELD_OUT)[1][:340]
     prompts = [tokenizer.encode(pair.prompt) for pair in pairs]
-    said = generate(model, prompts, 48, tokenizer.end_of_text, 1.0, torch.Generator().manual_seed(0))
+    said = generate(model, prompts, 48, [tokenizer.end_of_text], Sampling(temperature=1.0))
     verdicts = [judge(tokenizer.decode(ids[:-1]), pair.output) for ids, pair in zip(said, pairs)]
     courteous, rude = sum(v.courteous for v in verdicts), sum(v.rude for v in verdicts)
     for count in (courteous, rude, len(pairs) - courteous - rude):
