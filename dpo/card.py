@@ -16,7 +16,7 @@ tags:
 
 # {title}
 
-A GPT-2 of {parameters:,} parameters, trained from `{init}` with the loss `{loss}`{reference}.
+A GPT-2 of {parameters:,} parameters, trained from {init} with the loss `{loss}`{reference}.
 
 | | |
 |---|---|
@@ -40,11 +40,11 @@ def model_card(job, settings: dict, folder: RunFolder) -> str:
     return CARD.format(
         base=f"base_model: {hub}\n" if hub else "",
         tag="- dpo\n- preference-optimization\n" if preference else "- sft\n",
-        title=folder.path.name,
+        title=folder.path.resolve().name,
         parameters=job.parameters,
-        init=_public(job.origin) if flags.init else "the embedded start",
+        init=_public(job.origin) if flags.init else "the embedded start of gpt-dpo",
         loss=str(job.loss),
-        reference=f" against {_public(job.reference_origin) or 'its start'}" if job.loss.needs_reference else "",
+        reference=f" against {_public(job.reference_origin)}" if job.loss.needs_reference else "",
         settings="\n".join(f"| {name} | {fact} |" for name, fact in facts.items() if fact),
         figures=_figures(folder.held_out_metrics()),
     )
@@ -52,7 +52,9 @@ def model_card(job, settings: dict, folder: RunFolder) -> str:
 
 def _public(origin: str) -> str:
     """A path of this machine says nothing elsewhere: its last two parts do."""
-    return "/".join(Path(origin).parts[-2:]) if Path(origin).is_absolute() else origin
+    if Path(origin).is_absolute():
+        return f"the folder `{'/'.join(Path(origin).parts[-2:])}`"
+    return f"`{origin}`" if origin else "its start"
 
 
 def _figures(lines: list[dict]) -> str:

@@ -8,6 +8,7 @@ Every question stands alone: a model tuned on single instructions has learned to
 
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.pairs import instruction_prompt
 from dpo.start import open_model
-from gpt.command import argument, flag, run
+from gpt.command import UserError, argument, flag, run
 from gpt.generate import answer_pieces, ready
 from gpt.model import GPT
 from gpt.sampling import SamplingFlags
@@ -51,7 +52,7 @@ def main(flags: Flags) -> None:
         speakers.append(Speaker(name, ready(model, flags), tokenizer))
     width = max(len(speaker.name) for speaker in speakers)
     for line in questions():
-        instruction, _, given = line.partition(INPUT)
+        instruction, _, given = f"{line} ".partition(INPUT)
         prompt = line if flags.raw else instruction_prompt(instruction.strip(), given.strip())
         for speaker in speakers:
             if flags.compare:
@@ -66,14 +67,18 @@ def questions() -> Iterator[str]:
     """Lines of standard input that are not blank, asked for where a person types them; Ctrl+D ends them."""
     person = sys.stdin.isatty()
     if person:
-        import readline  # noqa: F401  gives input() its line editing and history
-
+        with suppress(ImportError):  # Windows
+            import readline  # noqa: F401  gives input() its line editing and history
         print("Type an instruction, and after | its input if it has one. Ctrl+D ends.", file=sys.stderr)
     while True:
         try:
             line = input("> " if person else "")
         except EOFError:
+            if person:
+                print()
             return
+        except UnicodeDecodeError:
+            raise UserError("standard input is no UTF-8 text") from None
         if line.strip():
             yield line
 

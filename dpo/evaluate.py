@@ -68,7 +68,7 @@ def main(flags: Flags) -> None:
     trained = RunFolder(flags.policy)
     record = trained.read_json("run.json") if (trained.path / "run.json").exists() else {}
     used = record.get("flags", {})
-    loss = parse_loss(flags.loss or used.get("loss", "dpo"), used.get("beta"))
+    loss = parse_loss(flags.loss) if flags.loss else parse_loss(used.get("loss", "dpo"), used.get("beta"))
     policy, reference, tokenizer = open_both(flags, record)
     scoring = bool(flags.reference and flags.pairs) if flags.compare is None else not flags.compare
     file, context = flags.pairs or used.get("pairs", ""), min(policy.config.n_positions, reference.config.n_positions)
@@ -97,9 +97,8 @@ def open_both(flags: Flags, record: dict) -> tuple[GPT, GPT, Tokenizer]:
         raise UserError(
             f"--policy {flags.policy} is no run folder, which would tell its start: name a model to compare with, --reference"
         )
-    reference, other, _ = open_model(
-        flags.reference or used.get("reference") or used.get("init", ""), used.get("seed", 0)
-    )
+    named = flags.reference or used.get("reference")
+    reference, other, _ = open_model(named) if named else open_model(used.get("init", ""), used.get("seed", 0))
     if tokenizer.ids != other.ids:
         raise UserError(f"--policy {flags.policy} and its reference have different vocabularies")
     started = "init_sha256" if not used.get("reference") else "reference_sha256"
@@ -117,9 +116,10 @@ def score(policy: GPT, reference: GPT, examples: Examples, loss: Loss, world: Wo
         return
     if out:
         write_rows(Path(out) / "scores.jsonl", lines)
+        print(f"written to {Path(out) / 'scores.jsonl'}", file=sys.stderr)
     else:
         sys.stdout.writelines(json.dumps(line) + "\n" for line in lines)
-    print(verdict(lines), file=sys.stderr)
+    print(verdict(lines, loss.beta), file=sys.stderr)
 
 
 def compare(

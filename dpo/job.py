@@ -14,7 +14,7 @@ from dpo.start import EMBEDDED, open_examples, open_model
 from dpo.step import fitting
 from gpt import precision
 from gpt.command import UserError, check_range
-from gpt.lora import adapters
+from gpt.lora import adapters, check_rank
 from gpt.model import GPT
 from gpt.optim import default_learning_rate
 from gpt.parallel import World, check_device, process_count
@@ -49,11 +49,12 @@ class Job:
         elif flags.resume:
             raise UserError("--resume needs --out, the run folder to continue")
         self.policy, self.tokenizer, self.origin = open_model(flags.init, flags.seed, flags.dropout)
-        self.reference, self.reference_origin = None, flags.reference  # none: the policy before its first update
+        self.reference, self.reference_origin = None, ""  # none: the policy before its first update
         if flags.reference and self.loss.needs_reference:
             self.reference, tokenizer, self.reference_origin = open_model(flags.reference)
             if tokenizer.ids != self.tokenizer.ids:
                 raise UserError(f"--reference {flags.reference} has another vocabulary than the model that is trained")
+        check_rank(flags.lora, self.policy.config)
         self.parameters = self.policy.parameter_count  # adapters, which come later, not counted
         context = self.policy.config.n_positions
         if flags.max_length > context:
@@ -151,7 +152,7 @@ def memory_summary(model: GPT) -> str:
 
 
 def _size(count: int) -> str:
-    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.3g} MiB"
+    return f"{count / 2**30:.2f} GiB" if count >= 1000 * 2**20 else f"{count / 2**20:.3g} MiB"
 
 
 def _trained_count(model: GPT) -> int:
@@ -168,6 +169,7 @@ def _check_ranges(flags) -> None:
     check_range(flags, AT_LEAST_0, 0)
     check_range(flags, FRACTIONS, 0, below=1)
     check_range(flags, ("seed",), 0, below=2**31)
-    check_range(flags, ("lora_alpha",), 0)
     if flags.lora_alpha is not None and not flags.lora:
         raise UserError("--lora-alpha needs --lora, the rank of the adapters")
+    if flags.lora_alpha is not None and not 0 < flags.lora_alpha < math.inf:
+        raise UserError(f"--lora-alpha is {flags.lora_alpha}, it must be above 0")

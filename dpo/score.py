@@ -40,14 +40,16 @@ def score_pairs(policy: GPT, reference: GPT, examples: Examples, plan: Plan) -> 
         yield line
 
 
-def verdict(lines: list[dict]) -> str:
+def verdict(lines: list[dict], beta: float) -> str:
     """All lines in one."""
     both = [line for line in lines if "wins" in line]
     if not both:
-        return f"{len(lines):,} answers, mean reward {fmean(line['rewards/chosen'] for line in lines):.4g}"
+        return (
+            f"{len(lines):,} answers, mean reward {fmean(line['rewards/chosen'] for line in lines):.4g} (beta {beta:g})"
+        )
     share = fmean({"chosen": 1.0, "tie": 0.5, "rejected": 0.0}[line["wins"]] for line in both)
     margin = fmean(line["rewards/margins"] for line in both)
-    return f"{len(both):,} pairs, chosen wins {share:.3f} of them (a tie is half), mean margin {margin:.4g}"
+    return f"{len(both):,} pairs, chosen wins {share:.3f} of them (a tie is half), mean margin {margin:.4g} (beta {beta:g})"
 
 
 def _rounded(value: torch.Tensor) -> float:

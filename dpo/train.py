@@ -208,9 +208,10 @@ def train(job: Job, world: World) -> int:
             evaluate(step)
     bar.close()
     if world.is_main:
-        save_gpt(folder.model, merged(policy), job.tokenizer, model_card(job, settings, folder))
         if flags.lora:
             save_adapter(folder.adapter, policy, job.origin)
+        # the model last: a run that has it is finished
+        save_gpt(folder.model, merged(policy), job.tokenizer, model_card(job, settings, folder))
     say(f"done     {folder.model}, peak memory {peak_memory(world.device) / 2**30:.2f} GiB a process", world)
     return 0
 

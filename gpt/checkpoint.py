@@ -72,7 +72,7 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     names = _trained(model)
     weights, moments = load_file(path / FILES[0]), load_file(path / FILES[1])
     if weights.keys() != names.keys() or any(weights[name].shape != p.shape for name, p in names.items()):
-        raise UserError(f"{path} holds another model than the one that --init names")
+        raise UserError(f"{path} holds another model than --init and --lora name")
     with torch.no_grad():
         for name, parameter in names.items():
             parameter.copy_(weights[name])

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from gpt.command import UserError
 from gpt.files import whole_folder
-from gpt.model import GPT
+from gpt.model import GPT, GPTConfig
 
 TARGETS = ("c_attn", "c_fc", "c_proj")  # every matrix of attention and MLP
 
@@ -53,8 +53,7 @@ def add_lora(model: GPT, rank: int, alpha: float | None = None, seed: int = 0) -
 
     Raises UserError for a rank that is not below the model's width.
     """
-    if rank >= model.config.n_embd:
-        raise UserError(f"--lora {rank}: the rank must be below the model's width, {model.config.n_embd}")
+    check_rank(rank, model.config)
     model.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -63,6 +62,12 @@ def add_lora(model: GPT, rank: int, alpha: float | None = None, seed: int = 0) -
                 if name in TARGETS:
                     setattr(module, name, LoRALinear(child, rank, 2 * rank if alpha is None else alpha))
     return model
+
+
+def check_rank(rank: int, config: GPTConfig) -> None:
+    """Raises UserError for a rank that is not below the model's width: such adapters are no narrower than the matrices."""
+    if rank >= config.n_embd:
+        raise UserError(f"--lora {rank}: the rank must be below the model's width, {config.n_embd}")
 
 
 def adapters(model: nn.Module) -> dict[str, LoRALinear]:
@@ -95,18 +100,20 @@ def merged(model: GPT) -> GPT:
 
 
 def save_adapter(folder: str | Path, model: GPT, base: str) -> None:
-    """Write the adapters as `peft` reads them. base: the model that they belong to, a path or a name on the Hub."""
+    """Write the adapters as `peft` reads them. base: the model they belong to, a path or NAME@REVISION on the Hub."""
+    name, _, revision = (base, "", "") if Path(base).is_absolute() else base.partition("@")
     found = adapters(model)
     one = next(iter(found.values()))
     state = {
-        f"base_model.model.{name}.{part}.weight": getattr(layer, part).detach().float().cpu().contiguous()
-        for name, layer in found.items()
+        f"base_model.model.{place}.{part}.weight": getattr(layer, part).detach().float().cpu().contiguous()
+        for place, layer in found.items()
         for part in ("lora_A", "lora_B")
     }
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
+        "base_model_name_or_path": name,
+        "revision": revision or None,
         "r": one.rank,
         "lora_alpha": one.alpha,
         "target_modules": list(TARGETS),

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from gpt.checkpoint import FILES, latest_checkpoint, load_checkpoint, save_checkpoint
 from gpt.command import UserError
+from gpt.lora import adapters, add_lora
 from gpt.model import GPT, GPTConfig
 from gpt.optim import adamw, learning_rate
 
@@ -90,19 +91,76 @@ def test_saving_does_not_disturb_the_run_that_is_saved(tmp_path):
     assert_bit_equal(run, trained(STEPS))
 
 
-def test_frozen_parameters_and_those_without_moments_are_restored_too(tmp_path):
-    def lower_half_frozen(seed: int) -> Run:
+def test_what_trains_is_stored_and_restored_and_what_is_frozen_is_neither_stored_nor_touched(tmp_path):
+    def partly_frozen(seed: int) -> Run:
         model, _ = start(seed)
-        for p in model.transformer["h"][0].parameters():
-            p.requires_grad_(False)
-        return model, adamw(model, 0.1)
+        model.requires_grad_(False)
+        model.transformer["h"][1].requires_grad_(True)
+        optimizer = adamw(model, 0.1)
+        model.transformer["wpe"].requires_grad_(True)  # trains, but no optimizer has met it: it has no moments
+        return model, optimizer
 
-    run = lower_half_frozen(0)
+    run, resumed = partly_frozen(0), partly_frozen(99)
     train(run, range(1, 3))
     path = save_checkpoint(tmp_path, *run, {"step": 2})
-    resumed = lower_half_frozen(99)
+    trains = {name for name, p in run[0].named_parameters() if ".h.1." in name or ".wpe." in name}
+    assert load_file(path / "model.safetensors").keys() == trains
+    moments = {name.rpartition("/")[0] for name in load_file(path / "optimizer.safetensors")}
+    assert moments == {name for name in trains if ".h.1." in name}
+    other = {name: p.detach().clone() for name, p in resumed[0].named_parameters()}
+    load_checkpoint(path, *resumed)
+    saved = dict(run[0].named_parameters())
+    for name, p in resumed[0].named_parameters():
+        assert torch.equal(p, (saved if name in trains else other)[name]), name
+        assert p.requires_grad == (name in trains)
+        mine, theirs = resumed[1].state.get(p, {}), run[1].state.get(saved[name], {})
+        assert mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine), name
+
+
+def with_adapters(rank: int, seed: int = 0, **changes) -> Run:
+    """The model's own weights are those of seed 0, whatever the adapters' seed."""
+    model = add_lora(start(**changes)[0], rank, seed=seed)
+    return model, adamw(model, 0.1)
+
+
+def test_a_run_of_adapters_saved_loaded_and_continued_is_bit_equal_to_one_not_stopped(tmp_path):
+    run = with_adapters(3)
+    train(run, range(1, 3))
+    path = save_checkpoint(tmp_path, *run, {"step": 2})
+    names = {f"{name}.{part}" for name in adapters(run[0]) for part in ("lora_A", "lora_B")}
+    assert load_file(path / "model.safetensors").keys() == names and len(names) == 16
+    resumed = with_adapters(3, seed=99)
     load_checkpoint(path, *resumed)
     assert_bit_equal(resumed, run)
+    for each in (run, resumed):
+        train(each, range(3, STEPS + 1))
+    assert_bit_equal(resumed, run)
+
+
+def unfrozen(model: GPT) -> Run:
+    return model.requires_grad_(True), adamw(model, 0.1)
+
+
+OTHERS = {
+    "another rank": lambda: with_adapters(2),
+    "another model": lambda: with_adapters(3, n_layer=1),
+    "no adapters": start,
+    "adapters and the rest": lambda: unfrozen(with_adapters(3)[0]),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_checkpoint_of_adapters_loads_into_the_same_adapters_alone(name, tmp_path):
+    run = with_adapters(3)
+    train(run, range(1, 3))
+    path = save_checkpoint(tmp_path / "adapters", *run, {"step": 2})
+    other, before = OTHERS[name](), OTHERS[name]()
+    theirs = save_checkpoint(tmp_path / "other", *other, {"step": 0})
+    for checkpoint, model in ((path, other), (theirs, with_adapters(3))):  # neither this way nor the other
+        with pytest.raises(UserError, match="another model") as caught:
+            load_checkpoint(checkpoint, *model)
+        assert str(checkpoint) in str(caught.value) and "\n" not in str(caught.value)
+    assert_bit_equal(other, before)
 
 
 def test_the_head_stays_tied_to_the_embedding_after_loading(tmp_path):

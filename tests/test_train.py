@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoConfig
 
 from data.pairs import write_rows
 from data.rules import preference_rows, sft_rows
-from dpo.job import Job
+from dpo.job import Job, memory_summary
 from dpo.train import Flags
 from gpt.command import UserError, parse
 from gpt.model import GPT, GPTConfig
@@ -267,6 +268,11 @@ BAD_FLAGS = {
     "size": (["--init", "random:huge"], "random:huge"),
     "length": (["--max-length", 100000], "the model's context is 256"),
     "resume": (["--resume"], "--resume needs --out"),
+    "alpha alone": (["--lora-alpha", 8], "--lora-alpha needs --lora"),
+    "alpha below 0": (["--lora", 4, "--lora-alpha", -1], "--lora-alpha is -1"),
+    "rank below 0": (["--lora", -1], "--lora is -1"),
+    "rank of the width": (["--lora", 32], "--lora 32: the rank must be below the model's width, 32"),
+    "dropout": (["--dropout", 1], "--dropout is 1.0, it must be at least 0 and below 1"),
 }
 
 
@@ -305,3 +311,173 @@ def test_it_works_from_any_folder_and_names_its_own_run_folder(toy, tmp_path):
     assert done.returncode == 0, done.stderr
     (run,) = (tmp_path / "runs").iterdir()
     assert run.name.startswith("dpo-") and (run / "model/model.safetensors").exists()
+
+
+# adapters and dropout
+
+LORA = ["--steps", 6, "--save-every", 2, "--eval-every", 2, "--lora", 4]
+
+
+@pytest.fixture(scope="module")
+def adapted(toy) -> tuple[Path, str]:
+    """A run of adapters in one process, and what it printed."""
+    return toy / "adapted", train(toy, *LORA, "--out", toy / "adapted").stdout
+
+
+def resumed(run: Path, flags: list, processes: int) -> Path:
+    """A copy of the run, cut off while its last step was being saved, and resumed to its end."""
+    cut = run.with_name(f"{run.name}-cut")
+    shutil.copytree(run, cut)
+    newest = sorted((cut / "checkpoints").iterdir())[-1]
+    (newest / "manifest.json").unlink()
+    for made in ("model", "adapter"):
+        shutil.rmtree(cut / made, ignore_errors=True)
+    train(run.parent, *flags, "--out", cut, "--resume", processes=processes)
+    return cut
+
+
+def assert_same_bits(run: Path, other: Path) -> None:
+    same(metrics(run), metrics(other), tolerance=0)
+    files = [
+        "model/model.safetensors",
+        *(["adapter/adapter_model.safetensors"] if (other / "adapter").exists() else []),
+    ]
+    assert all((run / name).read_bytes() == (other / name).read_bytes() for name in files)
+
+
+def test_adapters_begin_at_ln_2_and_learn(adapted):
+    lines = metrics(adapted[0])
+    for first in (lines[0], lines[1]):  # held out, and the first step
+        assert first["loss"] == pytest.approx(0.693147, abs=1e-6)
+        assert first["rewards/margins"] == pytest.approx(0, abs=1e-6)
+    assert lines[-1]["loss"] < 0.69 and lines[-1]["rewards/accuracies"] > 0.5
+
+
+def test_a_run_of_adapters_cut_off_and_resumed_ends_with_the_same_bits(adapted):
+    assert_same_bits(resumed(adapted[0], LORA, 0), adapted[0])
+
+
+@pytest.mark.slow
+def test_adapters_in_two_processes_give_the_metrics_of_one_and_resume_to_the_same_bits(toy, adapted):
+    run = toy / "adapted-2"
+    train(toy, *LORA, "--out", run, processes=2)
+    same(metrics(run), metrics(adapted[0]))
+    assert_same_bits(resumed(run, LORA, 2), run)
+
+
+def test_the_model_of_a_run_of_adapters_is_its_start_with_the_adapter_added_by_hand(toy, adapted):
+    run, _ = adapted
+    start, model = (load_file(folder / "model.safetensors") for folder in (toy / "model", run / "model"))
+    adapter = load_file(run / "adapter/adapter_model.safetensors")
+    config = json.loads((run / "adapter/adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(toy / "model")
+    assert (config["r"], config["lora_alpha"]) == (4, 8) and start.keys() == model.keys()
+    touched = 0
+    for name, before in start.items():
+        A, B = (adapter.get(f"base_model.model.{name.removesuffix('.weight')}.lora_{part}.weight") for part in "AB")
+        if A is None:
+            assert torch.equal(model[name], before), name
+            continue
+        touched += 1
+        expected = before + 8 / 4 * (B.double() @ A.double()).t()  # Hugging Face keeps the matrix transposed
+        torch.testing.assert_close(model[name].double(), expected, rtol=0, atol=1e-7)
+        assert not torch.equal(model[name], before)
+    assert touched == 8 and len(adapter) == 16
+    assert load_gpt(run).config == load_gpt(toy / "model").config
+    saved = load_file(sorted((run / "checkpoints").iterdir())[-1] / "model.safetensors")
+    assert len(saved) == 16 and all(torch.equal(p, adapter[f"base_model.model.{n}.weight"]) for n, p in saved.items())
+
+
+def test_the_model_is_exported_last_since_a_run_that_has_it_counts_as_finished(adapted):
+    # cut off between the two, a run that had its model alone would never get its adapter
+    run, _ = adapted
+    assert (run / "adapter").stat().st_mtime_ns <= (run / "model").stat().st_mtime_ns
+
+
+def test_what_is_printed_of_adapters_and_of_memory_is_what_a_count_by_hand_gives(toy, adapted):
+    run, printed = adapted
+    whole = sum(value.numel() for value in load_file(toy / "model/model.safetensors").values())
+    own = sum(value.numel() for value in load_file(run / "adapter/adapter_model.safetensors").values())
+    assert own == 2 * 4 * 32 * (4 + 2 + 5 + 5)  # layers, rank, width; in + out of the four matrices, in widths
+    said = dict(line.split(maxsplit=1) for line in printed.splitlines() if line[:1].isalpha())
+    assert said["model"].endswith(f"{whole:,} parameters, 256 positions")
+    assert said["lora"] == f"rank 4, alpha 8: 4,096 parameters train, {own / (whole + own):.2%} of all"
+    mib = [4 * count / 2**20 for count in (whole + own, own, 2 * own)]
+    numbers = [float(number) for number in re.findall(r"([\d.]+) MiB", said["memory"])]
+    assert numbers == [pytest.approx(number, rel=5e-3) for number in mib]
+
+
+@pytest.mark.parametrize("parameters", [2**18 * 1001, 2**18 * 1023, 2**28, 2**27, 5 * 2**28, 25 * 2**10])
+def test_a_size_is_printed_in_digits_whatever_it_is(parameters):
+    with torch.device("meta"):
+        model = GPT(GPTConfig(vocab_size=1, n_positions=1, n_embd=2, n_layer=1, n_head=1))
+        model.more = torch.nn.Parameter(torch.empty(parameters - model.parameter_count))
+    weights = memory_summary(model).split(" of weights")[0]
+    number, unit = weights.split()
+    assert re.fullmatch(r"[\d.]+", number), weights
+    assert float(number) * {"MiB": 2**20, "GiB": 2**30}[unit] == pytest.approx(4 * parameters, rel=5e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["dpo", "sft"])
+def test_with_dropout_the_start_is_still_ln_2_and_a_run_cut_off_resumes_to_the_same_bits(toy, loss):
+    run, flags = toy / f"dropout-{loss}", ["--loss", loss, "--dropout", 0.1, "--steps", 4, "--save-every", 2]
+    train(toy, *flags, "--out", run)
+    start, first, *_, last = metrics(run)
+    assert AutoConfig.from_pretrained(run / "model").resid_pdrop == 0.1
+    if loss == "sft":
+        assert last["loss"] < start["loss"]
+        return
+    assert start["loss"] == pytest.approx(0.693147, abs=1e-6)  # evaluated without
+    assert abs(first["loss"] - 0.693147) > 1e-6  # trained with: the policy is not what the reference was asked as
+    assert_same_bits(resumed(run, flags, 0), run)
+
+
+# where a run says it started
+
+COMMIT = "0123456789" * 4
+
+
+def hub_cache(cache: Path, model: Path) -> dict[str, str]:
+    """A cache of the Hub with the model me/toy, laid by hand; the variables of a process that has it and no network."""
+    repository = cache / "models--me--toy"
+    shutil.copytree(model, repository / "snapshots" / COMMIT)
+    (repository / "refs").mkdir()
+    (repository / "refs/main").write_text(COMMIT)
+    return {"HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
+
+
+def test_a_run_records_where_it_started_by_an_absolute_path(toy, one_process, monkeypatch):
+    monkeypatch.chdir(toy)
+    for name, expected in (("model", toy / "model"), ("one", toy / "one/model"), ("", ""), ("random:tiny",) * 2):
+        flags = ["--init", name, "--pairs", "pairs.jsonl", "--reference", "model" if name in ("model", "one") else ""]
+        record = Job(parse(Flags, flags)).record()
+        assert record["init"] == str(expected) and record["pairs"] == str(toy / "pairs.jsonl")
+        assert record["reference"] == (str(toy / "model") if name in ("model", "one") else "")
+    assert json.loads((one_process / "run.json").read_text())["flags"]["init"] == str(toy / "model")
+
+
+@pytest.fixture(scope="module")
+def from_hub(toy) -> tuple[Path, dict[str, str]]:
+    """A run of adapters from a name on the Hub, and the variables of the cache that has it."""
+    here = hub_cache(toy / "cache", toy / "model")
+    flags = ["--steps", 1, "--lora", 2, "--init", "me/toy", "--out", toy / "from-hub"]
+    assert "model    me/toy, " in call(TRAIN, *flags_for(toy, *flags), **here).stdout
+    return toy / "from-hub", here
+
+
+@pytest.mark.slow
+def test_a_run_from_the_hub_records_name_and_commit_and_is_compared_with_that_commit(from_hub):
+    run, here = from_hub
+    assert json.loads((run / "run.json").read_text())["flags"]["init"] == f"me/toy@{COMMIT}"
+    # the branch moves on, to a commit that is not there; the run asks for its own
+    (Path(here["HF_HUB_CACHE"]) / "models--me--toy/refs/main").write_text("f" * 40)
+    found = call(ROOT / "dpo/evaluate.py", "--policy", run, "--prompts", 1, "--max-new", 4, **here)
+    assert "1 held-out prompts" in found.stdout
+
+
+@pytest.mark.slow
+def test_an_adapter_names_its_base_on_the_hub_as_peft_reads_it(from_hub):
+    # peft takes a name and a revision apart, and refuses a name with an @ in it
+    config = json.loads((from_hub[0] / "adapter/adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config.get("revision")) == ("me/toy", COMMIT)
