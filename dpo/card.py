@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from dpo.job import Job
 from dpo.run_folder import RunFolder
 from dpo.side_by_side import SHOWN
 from dpo.start import EMBEDDED
@@ -25,8 +26,8 @@ A GPT-2 of {parameters:,} parameters, trained from {init} with the loss `{loss}`
 """
 
 
-def model_card(job, settings: dict, folder: RunFolder) -> str:
-    """What a run made, from what and how, and its figures on held-out pairs. job: a dpo.job.Job."""
+def model_card(job: Job, settings: dict, folder: RunFolder) -> str:
+    """What a run made, from what and how, and its figures on held-out pairs."""
     flags, preference = job.flags, job.loss.needs_rejected
     facts = {
         "data": f"{Path(flags.pairs).name or EMBEDDED}: {len(job.train.ids):,} pairs, {len(job.held_out.ids):,} more held out",
