@@ -1,6 +1,7 @@
 """What a model answers to prompts, and how good that is where a rule knows: rates, and differences prompt by prompt."""
 
 import math
+import warnings
 from statistics import fmean, stdev
 from typing import NamedTuple
 
@@ -9,11 +10,15 @@ from tqdm import tqdm
 from data.pairs import Pair
 from data.rules import judge
 from data.tasks import FAMILIES
+from gpt.command import Notice
 from gpt.generate import generate
 from gpt.model import GPT
 from gpt.tokenizer import Tokenizer
 
-TOKENS = 32_768  # of the prompts answered at once, and of their answers: the cache keeps keys and values of each
+TOKENS, CACHE = (
+    32_768,
+    2 * 2**30,
+)  # of the prompts answered at once and their answers: at most so many, and so many bytes
 
 
 class Answer(NamedTuple):
@@ -24,11 +29,15 @@ class Answer(NamedTuple):
 
 def answer(model: GPT, tokenizer: Tokenizer, pairs: list[Pair], max_new: int, title: str) -> list[Answer]:
     """The model's greedy answer to each pair's prompt. A prompt too long for the context loses its beginning."""
-    room = model.config.n_positions - max_new
-    ids = [tokenizer.encode(pair.prompt)[-room:] or [tokenizer.end_of_text] for pair in pairs]
+    room, c = model.config.n_positions - max_new, model.config
+    whole = [tokenizer.encode(pair.prompt) or [tokenizer.end_of_text] for pair in pairs]
+    if long := sum(len(prompt) > room for prompt in whole):
+        warnings.warn(f"{long} of {len(pairs)} prompts cut from the left to {room} tokens", Notice, stacklevel=2)
+    ids = [prompt[-room:] for prompt in whole]
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # like lengths together: little padding
     found: dict[int, Answer] = {}
-    together = max(1, TOKENS // (max(map(len, ids)) + max_new))
+    tokens = min(TOKENS, CACHE // (2 * 4 * c.n_layer * c.n_embd))  # a float32 key and value in each layer
+    together = max(1, tokens // (max(map(len, ids)) + max_new))
     for start in tqdm(range(0, len(order), together), desc=title, unit="batch", leave=False, delay=1):
         some = order[start : start + together]
         for i, new in zip(some, generate(model.eval(), [ids[i] for i in some], max_new, [tokenizer.end_of_text])):

@@ -18,16 +18,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data.pairs import instruction_prompt
 from dpo.start import open_model
 from gpt.command import UserError, argument, flag, run
-from gpt.generate import answer_pieces, ready
+from gpt.generate import AnswerFlags, answer_pieces, ready
 from gpt.model import GPT
-from gpt.sampling import SamplingFlags
 from gpt.tokenizer import Tokenizer
 
 INPUT = " | "  # between an instruction and its input, as in: Write it in the plural. | mouse
 
 
 @dataclass(frozen=True)
-class Flags(SamplingFlags):
+class Flags(AnswerFlags):
     """Ask a model, a line an instruction: "Spell out both numbers. | 6 and 10" (what follows | is the input).
 
     python dpo/chat.py runs/demo --compare data/tiny

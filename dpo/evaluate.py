@@ -16,7 +16,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-
 from data.pairs import summary, write_rows
 from dpo.answers import answer, differences, rates
 from dpo.losses import Loss, parse_loss
@@ -71,13 +70,21 @@ def main(flags: Flags) -> None:
     loss = parse_loss(flags.loss) if flags.loss else parse_loss(used.get("loss", "dpo"), used.get("beta"))
     policy, reference, tokenizer = open_both(flags, record)
     scoring = bool(flags.reference and flags.pairs) if flags.compare is None else not flags.compare
+    if scoring:
+        for name in ("held_out", "prompts", "max_new", "show"):
+            if getattr(flags, name) != Flags.__dataclass_fields__[name].default:
+                raise UserError(
+                    f"--{name.replace('_', '-')} is of comparing models; policy, reference and pairs together score "
+                    "each pair: add --compare"
+                )
     file, context = flags.pairs or used.get("pairs", ""), min(policy.config.n_positions, reference.config.n_positions)
     length, counted = used.get("max_length") or context, {}
     if scoring:
         examples, _ = open_examples(file, tokenizer, length, 0, None, counted)
         with join(flags.device) as world:
             score(policy, reference, examples, loss, world, flags.out)
-            say(f"left out or cut: {summary(counted)}", world, sys.stderr) if counted else None
+            if counted:
+                say(f"left out or cut: {summary(counted)}", world, sys.stderr)
         return
     if flags.max_new >= context:
         raise UserError(f"--max-new is {flags.max_new}, but the model's context is {context}")

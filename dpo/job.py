@@ -100,6 +100,7 @@ class Job:
         return {name: value for name, value in asdict(flags).items() if name not in FREE} | {
             "loss": str(self.loss),
             "lr": self.lr,
+            "lora_alpha": flags.lora_alpha or (2 * flags.lora or None),
             "steps": self.steps,
             "micro": flags.micro
             or kept.get("micro")

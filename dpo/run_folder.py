@@ -5,7 +5,7 @@ runs/NAME/
     metrics.jsonl      one line a step and one an evaluation
     checkpoints/       gpt/checkpoint.py
     model/             the trained model, a model folder
-    adapter/           with --lora its adapters alone, as peft reads them
+    adapter/           with --lora its adapters alone, as peft reads them (a random start has no base to name)
     evaluation.json    dpo/evaluate.py, samples.jsonl too
 """
 

@@ -26,7 +26,8 @@ def score_pairs(policy: GPT, reference: GPT, examples: Examples, plan: Plan) -> 
         reference_scores(model.to(plan.world.device), examples.ids, rows, plan.micro, plan.autocast, plan.world)
         for model in (policy, reference)
     )  # (pairs, 2) each: chosen, rejected
-    rewards = plan.loss.beta * (said - before)
+    gains = said - before
+    rewards = plan.loss.beta * gains
     for i, (pair, ids) in enumerate(zip(examples.pairs, examples.ids)):
         line: dict = {"row": pair.row}
         for side, (answer, tokens) in enumerate((("chosen", ids.chosen), ("rejected", ids.rejected))):
@@ -34,7 +35,7 @@ def score_pairs(policy: GPT, reference: GPT, examples: Examples, plan: Plan) -> 
                 line |= {f"rewards/{answer}": _rounded(rewards[i, side]), f"logps/{answer}": _rounded(said[i, side])}
                 line |= {f"reference_logps/{answer}": _rounded(before[i, side]), f"length/{answer}": len(tokens)}
         if ids.rejected:
-            log_ratio = float((said - before)[i] @ torch.tensor([1.0, -1.0]))
+            log_ratio = float(gains[i, 0] - gains[i, 1])
             wins = "tie" if abs(log_ratio) <= TIE else "chosen" if log_ratio > 0 else "rejected"
             line |= {"rewards/margins": _rounded(rewards[i, 0] - rewards[i, 1]), "wins": wins}
         yield line

@@ -12,7 +12,7 @@ import os
 import platform
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from dpo.job import Job
 from dpo.order import pairs_met, pairs_of_step
 from dpo.reference import reference_scores
 from dpo.run_folder import RunFolder
+from dpo.side_by_side import SHOWN
 from dpo.step import Plan, add_gradients, held_out_metrics
 from gpt import precision
 from gpt.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
@@ -112,7 +113,8 @@ def train(job: Job, world: World) -> int:
     )
     found = latest_checkpoint(folder.checkpoints) if flags.resume else None
     settings = job.settings(world, found[1]["settings"] if found else {})
-    if found and (differ := [name for name in settings if settings[name] != found[1]["settings"].get(name)]):
+    before = asdict(Flags()) | (found[1]["settings"] if found else {})  # a flag that did not exist yet had its default
+    if found and (differ := [name for name in settings if settings[name] != before.get(name)]):
         raise UserError(
             f"--resume: {', '.join(differ)} differ from what {folder.path} was started with; give the same flags, or a new --out"
         )
@@ -197,7 +199,7 @@ def train(job: Job, world: World) -> int:
         }
         if world.is_main:
             folder.log({"step": step, "split": "train", **line})
-            bar.set_postfix({short: f"{line[name]:.3g}" for short, name in SHOWN.items() if name in line})
+            bar.set_postfix({short: f"{line[name]:.3g}" for short, name in BAR.items() if name in line})
         stopped = stop.on_any(world)
         if world.is_main and (stopped or due(step, flags.save_every)):
             save_checkpoint(folder.checkpoints, policy, optimizer, {"step": step, "settings": settings})
@@ -208,7 +210,7 @@ def train(job: Job, world: World) -> int:
             evaluate(step)
     bar.close()
     if world.is_main:
-        if flags.lora:
+        if flags.lora and not job.origin.startswith("random:"):  # whose base stands nowhere
             save_adapter(folder.adapter, policy, job.origin)
         # the model last: a run that has it is finished
         save_gpt(folder.model, merged(policy), job.tokenizer, model_card(job, settings, folder))
@@ -216,7 +218,7 @@ def train(job: Job, world: World) -> int:
     return 0
 
 
-SHOWN = {"loss": "loss", "accuracy": "rewards/accuracies", "margin": "rewards/margins", "pairs/s": "pairs_per_second"}
+BAR = SHOWN | {"pairs/s": "pairs_per_second"}
 
 if __name__ == "__main__":
     run(main, Flags)

@@ -22,6 +22,11 @@ from collections.abc import Callable
 from dataclasses import MISSING, field, fields
 from difflib import get_close_matches
 from inspect import cleandoc
+from io import TextIOWrapper
+
+
+class Notice(UserWarning):
+    """Something the user should know, each time that it happens. A warning is one line, as an error is."""
 
 
 class UserError(ValueError):
@@ -108,6 +113,9 @@ def _program() -> str:
 def run(commands: Callable | dict[str, tuple[Callable, type]], cls: type | None = None) -> None:
     """Parse the flags, call the command with them, and leave with its code (None: 0). A UserError is one line, code 2."""
     warnings.showwarning = _warn
+    warnings.simplefilter("always", Notice)
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a letter that the terminal does not know is no reason to stop
     try:
         code = _chosen(commands) if cls is None else commands(parse(cls))
         sys.stdout.flush()

@@ -18,49 +18,21 @@ import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from torch import Tensor
 
-from gpt.command import UserError, argument, flag, run
+from gpt.cache import NextTokens, Prompts
+from gpt.command import Notice, UserError, argument, check_range, flag, run
 from gpt.model import GPT
 from gpt.packed import packed
 from gpt.parallel import check_device
-from gpt.sampling import GREEDY, Sampling, SamplingFlags, choose
+from gpt.sampling import GREEDY, Sampling, choose
 from gpt.streaming import text_pieces
 from gpt.tokenizer import Tokenizer
 from gpt.weights import open_folder
-
-
-class Prompts(NamedTuple):
-    """The cache of one layer while prompts are read: each row of the pass is kept from column 0."""
-
-    kept: Tensor  # (keys and values, B, H, columns, D)
-    rows: slice
-
-    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep (rows, H, T, D) of each; they are all there is to look at."""
-        self.kept[0, self.rows, :, : keys.shape[2]] = keys
-        self.kept[1, self.rows, :, : keys.shape[2]] = values
-        return keys, values
-
-
-class NextTokens(NamedTuple):
-    """The cache of one layer while each row of the batch gets one token more, at its own column."""
-
-    kept: Tensor  # (keys and values, B, H, columns, D)
-    columns: Tensor  # (B,)
-    end: int  # behind the last of them
-
-    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep (B, H, 1, D) of each; return all that is kept of these rows, (B, H, end, D)."""
-        rows = torch.arange(len(keys), device=keys.device)
-        self.kept[0, rows, :, self.columns] = keys[:, :, 0].to(self.kept.dtype)
-        self.kept[1, rows, :, self.columns] = values[:, :, 0].to(self.kept.dtype)
-        return self.kept[0, : len(keys), :, : self.end], self.kept[1, : len(keys), :, : self.end]
 
 
 def generate(
@@ -174,7 +146,7 @@ def _fitting(prompts: Sequence[Sequence[int]], max_new: int, positions: int) -> 
     long = sum(len(prompt) > room for prompt in prompts)
     if long:
         cut = f"{long} of {len(prompts)} prompts cut from the left to the {room} tokens that fit beside {max_new} new ones"
-        warnings.warn(cut, stacklevel=5)
+        warnings.warn(cut, Notice, stacklevel=5)
     return [prompt[-room:] for prompt in prompts]
 
 
@@ -193,7 +165,32 @@ def _close_ranks(going: list[bool]) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Flags(SamplingFlags):
+class AnswerFlags:
+    """The flags of every command that answers."""
+
+    max_new: int = flag(128, "tokens of the longest answer", "answers")
+    temperature: float = flag(0.7, "above 0 the answer is drawn by chance; 0: always the likeliest token", "answers")
+    top_k: int = flag(0, "draw from the k likeliest tokens; 0: from all", "answers")
+    top_p: float = flag(0.95, "draw from the likeliest tokens that together have this probability", "answers")
+    min_p: float = flag(0.0, "draw from tokens at least this times as likely as the likeliest", "answers")
+    repetition_penalty: float = flag(1.0, "makes tokens that stand there already less likely, above 1", "answers")
+    stop: list = flag((), "strings that end the answer", "answers")
+    seed: int = flag(0, "of chance: the same seed, prompt and model give the same answer", "answers")
+    device: str = flag("auto", "auto is cuda where there is one, else cpu", "answers", ("auto", "cpu", "cuda", "mps"))
+    precision: str = flag("fp32", "of weights and products; bf16 is faster and rounds", "answers", ("fp32", "bf16"))
+
+    @property
+    def sampling(self) -> Sampling:
+        """How to choose. Raises UserError, naming what it is, for a flag of answers that makes no sense."""
+        if "" in self.stop:
+            raise UserError("--stop: an empty string would end every answer at once")
+        check_range(self, ("max_new",), 1)
+        check_range(self, ("seed",), 0, below=2**63)
+        return Sampling(self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty).check()
+
+
+@dataclass(frozen=True)
+class Flags(AnswerFlags):
     """Continue a text, printed as it comes.
 
     python gpt/generate.py gpt2 --prompt "Once upon a time" --temperature 0.8
@@ -222,7 +219,7 @@ def _standard_input() -> str:
         raise UserError(f"standard input is no UTF-8 text: byte {error.start} cannot be read") from None
 
 
-def ready(model: GPT, flags: SamplingFlags) -> GPT:
+def ready(model: GPT, flags: AnswerFlags) -> GPT:
     """The model on its device, in its precision. Raises UserError where there is no such device, or no room for an answer."""
     if flags.max_new >= model.config.n_positions:
         raise UserError(f"--max-new is {flags.max_new}, the model's context is {model.config.n_positions}")
@@ -231,7 +228,7 @@ def ready(model: GPT, flags: SamplingFlags) -> GPT:
 
 
 def answer_pieces(
-    model: GPT, tokenizer: Tokenizer, prompt: list[int], flags: SamplingFlags, sampling: Sampling
+    model: GPT, tokenizer: Tokenizer, prompt: list[int], flags: AnswerFlags, sampling: Sampling
 ) -> Iterator[str]:
     """The text of one answer, piece by piece."""
     columns = stream(model, [prompt], flags.max_new, [tokenizer.end_of_text], sampling, [flags.seed])

@@ -194,14 +194,11 @@ class GPT(nn.Module):
         targets: Tensor | None = None,
         positions: Tensor | None = None,
         mask: Tensor | None = None,
-        cache: list | None = None,
     ) -> Tensor:
         """Logits (B, T, V) of the next token; with `targets`, log p(target) (B, T) in float32, 0 where IGNORE.
 
         tokens, targets, positions: (B, T) integers; positions default to 0 .. T-1. mask: boolean, broadcast to
         (B, H, T, T), True where the query (row) may look at the key (column); default: not later than itself.
-        cache: one object per layer that keeps keys and values (gpt/generate.py); it must be empty, or T be 1, if mask
-        is not given.
         """
         if positions is None:
             if tokens.shape[1] > self.config.n_positions:
@@ -209,7 +206,7 @@ class GPT(nn.Module):
                     f"{tokens.shape[1]} tokens in a row, but the model has {self.config.n_positions} positions"
                 )
             positions = torch.arange(tokens.shape[1], device=tokens.device)
-        x = self.hidden(tokens, positions, mask, cache)  # (B, T, C)
+        x = self.hidden(tokens, positions, mask)  # (B, T, C)
         if targets is None:
             return self.lm_head(x)
         scored = targets != IGNORE  # (B, T), N of them
@@ -221,7 +218,10 @@ class GPT(nn.Module):
     def hidden(
         self, tokens: Tensor, positions: Tensor, mask: Tensor | None = None, cache: list | None = None
     ) -> Tensor:
-        """What the head is applied to, (B, T, C). Sampling calls it, to apply the head to the last column alone."""
+        """What the head is applied to, (B, T, C). Sampling calls it, to apply the head to the last column alone.
+
+        cache: one object for each layer that keeps keys and values (gpt/cache.py).
+        """
         gpt = self.transformer
         x = gpt["drop"](gpt["wte"](tokens) + gpt["wpe"](positions))
         for i, block in enumerate(gpt["h"]):

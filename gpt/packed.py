@@ -3,7 +3,7 @@
     twin = packed(model)        # computes what `model` does, for as long as the model does not change
 
 A product with a few rows, as in sampling, is bound by reading the matrix. In oneDNN's blocked order it is read twice as
-fast as row by row (GPT-2 124M: tests/bench/generation.py has the figures), and the numbers are of the same precision.
+fast as row by row (README.md has the figures), and the numbers are of the same precision.
 torch.compile's CPU backend uses the same two operators when weights are frozen. The price is a second copy of the
 matrices while the twin lives, and as much time as about ten tokens take.
 """
@@ -13,8 +13,6 @@ import platform
 
 import torch
 from torch import Tensor, nn
-
-DTYPES = (torch.float32, torch.bfloat16)
 
 
 class PackedLinear(nn.Module):
@@ -32,15 +30,18 @@ class PackedLinear(nn.Module):
 def packed(model: nn.Module) -> nn.Module:
     """A twin of `model` in eval mode, whose linear layers are packed where that helps. Packing a twin costs nothing more."""
     first = next(model.parameters())
-    return _twin(model, pack=first.device.type == "cpu" and first.dtype in DTYPES and _available())
+    return _twin(model, pack=first.device.type == "cpu" and _available(first.dtype))
 
 
-def _available() -> bool:
+def _available(dtype: torch.dtype) -> bool:
+    """Whether oneDNN packs, and is fast: on a processor of another kind nothing was measured."""
     return (
-        platform.machine() in ("x86_64", "AMD64")  # elsewhere nothing was measured
+        platform.machine() in ("x86_64", "AMD64")
         and torch.backends.mkldnn.is_available()
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
         and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+        and (dtype is torch.float32 or dtype is torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        and not torch.is_autocast_enabled("cpu")  # which would hand bfloat16 to float32 matrices
     )
 
 

@@ -9,13 +9,12 @@ Shapes: B rows, V vocabulary.
 """
 
 import math
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from gpt.command import UserError, check_range, flag
+from gpt.command import UserError
 
 
 class Sampling(NamedTuple):
@@ -46,31 +45,6 @@ class Sampling(NamedTuple):
 
 
 GREEDY = Sampling()
-
-
-@dataclass(frozen=True)
-class SamplingFlags:
-    """The flags of every command that answers."""
-
-    max_new: int = flag(128, "tokens of the longest answer", "answers")
-    temperature: float = flag(0.7, "above 0 the answer is drawn by chance; 0: always the likeliest token", "answers")
-    top_k: int = flag(0, "draw from the k likeliest tokens; 0: from all", "answers")
-    top_p: float = flag(0.95, "draw from the likeliest tokens that together have this probability", "answers")
-    min_p: float = flag(0.0, "draw from tokens at least this times as likely as the likeliest", "answers")
-    repetition_penalty: float = flag(1.0, "makes tokens that stand there already less likely, above 1", "answers")
-    stop: list = flag((), "strings that end the answer", "answers")
-    seed: int = flag(0, "of chance: the same seed, prompt and model give the same answer", "answers")
-    device: str = flag("auto", "auto is cuda where there is one, else cpu", "answers", ("auto", "cpu", "cuda", "mps"))
-    precision: str = flag("fp32", "of weights and products; bf16 is faster and rounds", "answers", ("fp32", "bf16"))
-
-    @property
-    def sampling(self) -> Sampling:
-        """How to choose. Raises UserError, naming what it is, for a flag of answers that makes no sense."""
-        if "" in self.stop:
-            raise UserError("--stop: an empty string would end every answer at once")
-        check_range(self, ("max_new",), 1)
-        check_range(self, ("seed",), 0, below=2**63)
-        return Sampling(self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty).check()
 
 
 def choose(logits: Tensor, sampling: Sampling, chance: Tensor, seen: Tensor | None = None) -> Tensor:

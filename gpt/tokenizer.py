@@ -105,12 +105,14 @@ class Tokenizer:
         folder = Path(folder)
         if not any((folder / name).exists() for name in VOCABULARIES) and (folder / "model").is_dir():
             folder = folder / "model"
-        if (folder / "tokenizer.json").exists() and not (folder / "vocab.json").exists():
-            file = folder / "tokenizer.json"
-            ids, merges = read_tokenizer_json(file)
-        else:
-            file = folder / "merges.txt"
+        file, whole = folder / "merges.txt", folder / "tokenizer.json"
+        if (folder / "vocab.json").exists() or not whole.exists():
             ids, merges = read_vocabulary(folder / "vocab.json"), read_merges(file)
+            if whole.exists():
+                _check_alike(whole, ids, merges)
+        else:
+            file = whole
+            ids, merges = read_tokenizer_json(file)
         end_of_text = ids.pop(END_OF_TEXT.encode())
         tokenizer = cls(ids, merges, end_of_text, str(file if file.suffix == ".json" else folder))
         ranks = {bytes([b]): b for b in range(256)} | {a + b: 256 + i for i, (a, b) in enumerate(merges)}
@@ -138,6 +140,13 @@ class Tokenizer:
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The bytes of `ids`, which may begin or end within a character."""
         return b"".join(self._bytes_of_id.get(i, "\ufffd".encode()) for i in ids)
+
+
+def _check_alike(file: Path, ids: dict[bytes, int], merges: list[tuple[bytes, bytes]]) -> None:
+    """Raises UserError where tokenizer.json, which `transformers` reads first, is not what stands beside it."""
+    theirs, their_merges = read_tokenizer_json(file)
+    if their_merges != merges or any(theirs.get(token) != i for token, i in ids.items()):
+        raise UserError(f"{file} and vocab.json with merges.txt beside it are two vocabularies; remove the wrong one")
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:

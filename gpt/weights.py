@@ -28,6 +28,7 @@ from gpt.tokenizer import Tokenizer
 
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 BUFFERS = (".attn.bias", ".attn.masked_bias")  # causal masks that old files carry; no weights
+PADDING = 256  # columns that a model may have beyond its vocabulary: to a round number, or for tokens added later
 HEAD, EMBEDDING = "lm_head.weight", "transformer.wte.weight"
 
 
@@ -47,8 +48,8 @@ def model_folder(name: str | Path) -> Path:
     if is_hub_name(str(name)):
         return fetch(str(name))
     raise UserError(
-        f"{path} does not exist; a model is a folder with config.json and model.safetensors, a run folder, a name on the "
-        f"Hugging Face Hub, or random:SIZE with SIZE one of {', '.join(SIZES)}"
+        f"{path} does not exist; a model is a folder with config.json and model.safetensors, a run folder, or a name on the "
+        "Hugging Face Hub"
     )
 
 
@@ -111,11 +112,6 @@ def open_folder(name: str | Path, dropout: float = 0.0) -> Opened:
     fetched = not Path(name).exists()
     origin = f"{str(name).partition('@')[0]}@{folder.name}" if fetched else str(folder.resolve())
     return Opened(model, tokenizer, origin)
-
-
-PADDING = (
-    256  # columns that a model may have beyond its vocabulary: to a multiple of 64 or 128, or for tokens added later
-)
 
 
 def _read_tensors(folder: Path) -> tuple[Path, dict[str, Tensor]]:

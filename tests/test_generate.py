@@ -19,7 +19,7 @@ from gpt.model import GPT, GPTConfig
 from gpt.sampling import GREEDY, Sampling
 from gpt.streaming import stops_at
 from gpt.weights import load_gpt, save_gpt
-from tests.processes import ENVIRONMENT, ROOT, command
+from tests.processes import ENVIRONMENT, ROOT, call, command
 
 V = 61
 SHAPE = dict(vocab_size=V, n_positions=32, n_embd=24, n_layer=2, n_head=3)
@@ -499,3 +499,22 @@ def test_standard_input_that_is_no_text_or_closed_is_no_bug_to_its_user(folder, 
         assert "standard input" in str(error)
     else:
         assert held and capsys.readouterr().out
+
+
+def test_every_prompt_that_is_cut_is_said_also_where_the_words_are_the_same(tmp_path):
+    script = tmp_path / "twice.py"
+    script.write_text(
+        "from gpt.command import run\nfrom gpt.generate import generate\nfrom gpt.weights import load_gpt\n"
+        "from dataclasses import dataclass\n@dataclass\nclass Flags:\n    'Twice.'\n"
+        "def main(flags):\n    model = load_gpt('data/tiny')\n    for _ in range(2): generate(model, [[1] * 300], 2)\n"
+        "run(main, Flags)\n"
+    )
+    said = call(script, PYTHONPATH=str(ROOT), cwd=ROOT).stderr.splitlines()
+    assert len(said) == 2 and said[0] == said[1] and said[0].startswith("warning: 1 of 1 prompts cut")
+
+
+def test_a_letter_that_the_terminal_does_not_know_is_no_traceback():
+    done = call(
+        ROOT / "gpt/generate.py", ROOT / "data/tiny", "--prompt", "é ü", "--max-new", 40, PYTHONIOENCODING="ascii"
+    )
+    assert done.stdout.endswith("\n")

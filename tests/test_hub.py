@@ -54,7 +54,7 @@ class Hub(ThreadingHTTPServer):
     def push(self, repository: str, files: dict[str, bytes], *revisions: str) -> str:
         commit = sha1(repr((repository, sorted(files.items()))).encode()).hexdigest()
         self.commits[repository, commit] = files
-        self.revisions |= {(repository, revision): commit for revision in (*revisions, commit[:8], commit)}
+        self.revisions |= {(repository, revision): commit for revision in (*revisions, commit)}
         return commit
 
     def stop(self) -> None:
@@ -213,9 +213,9 @@ def test_a_revision_after_the_name_pins_the_model_and_no_revision_is_the_newest(
     old = hub.push("owner/model", files[0], "main", "v1.0", "refs/pr/1")
     assert [folder.name for folder in fetched("owner/model")] == [old]
     new = hub.push("owner/model", files[1], "main")
-    ways = [old, old[:8], "v1.0", "refs/pr/1", new, "main"]
+    ways = [old, "v1.0", "refs/pr/1", new, "main"]
     folders = fetched("owner/model", *(f"owner/model@{revision}" for revision in ways))
-    assert [folder.name for folder in folders] == [new, old, old, old, old, new, new]
+    assert [folder.name for folder in folders] == [new, old, old, old, new, new]
     assert contents(folders[0]) == wanted(files[1]) and contents(folders[1]) == wanted(files[0])
     hub.push("owner/model", files[2], "main")
     hub.stop()
@@ -269,7 +269,9 @@ def together(count: int, hub: Hub, environment, tmp_path, name: str) -> list[Pat
     assert all(process.stdout.readline() == "ready\n" for process in started)
     time.sleep(1)
     hub.weights_may_go.set()
-    return [found for process in started for found in read(process.communicate(timeout=60)[0])]
+    said = [process.stdout.read() for process in started]  # not communicate: it forgets what came along with "ready"
+    assert [process.wait(60) for process in started] == [0] * count
+    return [found for words in said for found in read(words)]
 
 
 def test_of_processes_that_ask_at_the_same_moment_one_fetches_and_the_others_wait(hub, environment, files, tmp_path):
@@ -355,7 +357,7 @@ def test_what_the_hub_does_not_give_is_one_line_that_says_why(name, answers):
 
 def test_a_repository_without_any_file_of_a_model_is_one_line_that_says_so(hub, fetched):
     hub.push("owner/card", {"README.md": b"", "model.gguf": b""}, "main")
-    assert_refused(*fetched("owner/card"), "owner/card", "no model.safetensors")
+    assert_refused(*fetched("owner/card"), "owner/card", "has no config.json, model.safetensors")
 
 
 @pytest.mark.parametrize("way", ["the Hub is away", "HF_HUB_OFFLINE"])
@@ -419,6 +421,19 @@ def test_gpt2_is_found_in_the_cache_of_another_tool(repository, way, hub, fetche
     assert_refused(found[-2], "gpt2@v2")
     assert_refused(found[-1], "gpt2-medium")
     assert fingerprint(load_gpt(snapshot))
+
+
+@pytest.mark.parametrize("there", [("config.json",), ("config.json", "model.safetensors"), ("model.safetensors",)])
+def test_what_a_cache_has_a_part_of_is_completed_or_named(there, hub, fetched, files, tmp_path):
+    commit = hub.push("owner/model", files[0], "main")
+    part = {name: files[0][name] for name in there}
+    snapshot = lay(tmp_path / "home" / "hub", "owner/model", part, commit)
+    missing = next(n for n in ("config.json", "model.safetensors", "vocab.json") if n not in there)
+    for name in (f"owner/model@{commit}", "owner/model"):
+        (found,) = fetched(name, HF_HUB_OFFLINE="1")
+        assert_refused(found, name, missing, "connect once")
+    assert fetched(f"owner/model@{commit}") == [snapshot]
+    assert contents(snapshot) == wanted(files[0])
 
 
 def test_a_cache_in_which_no_lock_can_be_made_is_read_all_the_same(hub, fetched, files, tmp_path):

@@ -1,12 +1,15 @@
 """gpt/packed.py: the twin against the model, in float32 against float64, and the model that it leaves alone."""
 
 import copy
+import json
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from gpt.generate import generate
 from gpt.packed import PackedLinear, packed
+from tests.processes import ROOT, call
 
 needs_packing = pytest.mark.skipif(
     not isinstance(packed(nn.Linear(2, 2)), PackedLinear), reason="this processor or this torch packs no matrices"
@@ -159,3 +162,20 @@ def test_the_twin_is_in_eval_mode_whatever_the_model_does_and_has_its_hooks(make
         assert model.training and not torch.equal(model(tokens), model(tokens))  # dropout
     hook.remove()
     assert len(seen) == 4
+
+
+@needs_packing
+def test_a_processor_without_bfloat16_gets_plain_matrices_and_an_answer():
+    """oneDNN is told to take this processor for an older one."""
+    script = (
+        "import torch\nfrom gpt.weights import load_gpt\nfrom gpt.generate import generate\n"
+        "print(generate(load_gpt('data/tiny').bfloat16(), [[5, 6]], 3))"
+    )
+    assert json.loads(call("-c", script, ONEDNN_MAX_CPU_ISA="AVX2", PYTHONPATH=str(ROOT), cwd=ROOT).stdout)
+
+
+def test_under_autocast_nothing_is_packed_and_answers_come(make_gpt):
+    model = make_gpt()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not any(isinstance(module, PackedLinear) for module in packed(model).modules())
+        assert len(generate(model, [[5, 6, 7], [8]], 4)[0]) == 4

@@ -18,7 +18,8 @@ from transformers import (
 )
 
 from gpt.command import UserError, parse
-from gpt.sampling import GREEDY, Sampling, SamplingFlags, choose, penalized, probabilities
+from gpt.generate import AnswerFlags
+from gpt.sampling import GREEDY, Sampling, choose, penalized, probabilities
 
 V = 31
 BELOW_1 = math.nextafter(1.0, 0.0)  # the largest number that torch.rand draws in float64
@@ -203,8 +204,8 @@ def test_what_is_within_its_range_comes_back_from_the_check(sampling):
 
 def test_flags_become_the_settings_of_the_same_names():
     words = "--temperature 0.9 --top-k 5 --top-p 0.8 --min-p 0.1 --repetition-penalty 1.2"
-    assert parse(SamplingFlags, words.split()).sampling == Sampling(0.9, 5, 0.8, 0.1, 1.2)
-    names = {f.name for f in fields(SamplingFlags)}
+    assert parse(AnswerFlags, words.split()).sampling == Sampling(0.9, 5, 0.8, 0.1, 1.2)
+    names = {f.name for f in fields(AnswerFlags)}
     assert names.issuperset(Sampling._fields)
 
 
@@ -223,4 +224,4 @@ def test_flags_become_the_settings_of_the_same_names():
 )
 def test_a_flag_out_of_its_range_is_refused_by_name(words, named):
     with pytest.raises(UserError, match=f"^{named} is "):
-        _ = parse(SamplingFlags, words.split()).sampling
+        _ = parse(AnswerFlags, words.split()).sampling

@@ -160,11 +160,19 @@ def test_an_old_tokenizer_json_without_a_younger_field_is_the_same(name, tmp_pat
     assert_same_ids(Tokenizer.load(tmp_path), peer)
 
 
-def test_vocab_json_is_read_where_tokenizer_json_is_there_too(tmp_path):
-    ours = train_bpe(CORPUS, 400)
+def test_tokenizer_json_beside_vocab_json_must_be_the_same_vocabulary_and_gpt2s_way_to_it(tmp_path):
+    by_a_trainer(tmp_path)
+    ours = Tokenizer.load(tmp_path)
     ours.save(tmp_path)
-    (tmp_path / "tokenizer.json").write_text("not read")
     assert_same(Tokenizer.load(tmp_path), ours)
+    whole = json.loads((tmp_path / "tokenizer.json").read_text())
+    for change, named in (
+        ({"normalizer": {"type": "Lowercase"}}, "normalizer"),
+        ({"model": whole["model"] | {"merges": whole["model"]["merges"][:-1]}}, "two vocabularies"),
+    ):
+        (tmp_path / "tokenizer.json").write_text(json.dumps(whole | change))
+        with pytest.raises(UserError, match=named):
+            Tokenizer.load(tmp_path)
 
 
 def test_the_tokenizer_json_of_a_run_folders_model_is_found(tmp_path):
