@@ -20,6 +20,7 @@ from tqdm import tqdm
 from data.pairs import Pair, instruction_prompt, read_pairs, split, summary, write_rows
 from data.rules import PAIRS, TINY, preference_rows, row_pairs, sft_rows
 from gpt.command import argument, check_range, flag, run
+from gpt.config_json import read_config
 from gpt.files import whole
 from gpt.tokenizer import Tokenizer
 
@@ -43,7 +44,7 @@ class Check:
     file: str = argument("JSON or JSONL file of pairs")
     model: str = flag("", "model folder whose vocabulary counts the tokens; empty: the embedded one; gpt2: GPT-2's")
     held_out: float = flag(0.1, "fraction of the prompts to hold out")
-    max_length: int = flag(1024, "tokens of prompt and longer answer that fit")
+    max_length: int = flag(None, "tokens of prompt and longer answer that fit; unset: the model's context, else 1024")
 
 
 def rules(flags: Rules) -> None:
@@ -69,8 +70,11 @@ def check(flags: Check) -> None:
         tokenizer = Tokenizer.load(flags.model or TINY)
     check_range(flags, ("held_out",), 0, most=1)
     check_range(flags, ("max_length",), 1)
+    folders = (Path(flags.model or TINY), Path(flags.model or TINY) / "model")
+    config = next((folder / "config.json" for folder in folders if (folder / "config.json").is_file()), None)
+    context = read_config(config).n_positions if config else 1024
     dropped: dict[str, list[int]] = {}
-    print(report(read_pairs(flags.file, dropped), dropped, tokenizer, flags.held_out, flags.max_length))
+    print(report(read_pairs(flags.file, dropped), dropped, tokenizer, flags.held_out, flags.max_length or context))
 
 
 def report(
@@ -109,7 +113,8 @@ def report(
             lines["length bias"] = f"'the longer answer is better' is right for {longer / len(both):.0%} of the pairs"
         longest = [p + max(pair) for p, pair in zip(sides["prompt"], both or zip(sides["chosen"]))]
         lines["too long"] = (
-            f"{sum(n > max_length for n in longest):,} pairs exceed {max_length} tokens; their prompts would be cut"
+            f"{sum(n > max_length for n in longest):,} pairs exceed {max_length} tokens: "
+            "their prompts would be cut, or they left out"
         )
     return "\n".join(f"{name:16}{text}" for name, text in lines.items())
 

@@ -58,8 +58,9 @@ def read_pairs(
     for number, row in _rows(Path(path)):
         pair = _pair(row, number, f"{path}, row {number}")
         if pair.rejected is None and one_answer is False:
+            what = "null" if isinstance(row, dict) and "rejected" in row else "missing"
             raise UserError(
-                f"{path}, row {number}: field 'rejected' is missing; found {_names(row)}; this loss compares two answers "
+                f"{path}, row {number}: field 'rejected' is {what}; found {_names(row)}; this loss compares two answers "
                 "(--loss sft is content with one)"
             )
         why = teaches_nothing(pair._replace(rejected=None) if one_answer else pair)
@@ -103,7 +104,8 @@ def _rows(path: Path) -> Iterator[tuple[int, Any]]:
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is no UTF-8 text: byte {error.start} cannot be read; save it as UTF-8") from None
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+        why = "it is a folder; name a file of pairs" if path.is_dir() else error.strerror
+        raise UserError(f"{path} cannot be read: {why}") from None
     if text.lstrip().startswith("["):
         yield from enumerate(_parsed(text, path, 1), 1)
     else:

@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from dpo.job import Job
-from dpo.run_folder import RunFolder
-from dpo.side_by_side import SHOWN
+from dpo.run_folder import SHOWN, RunFolder
 from dpo.start import EMBEDDED
 from gpt.hub import is_hub_name
 

@@ -10,7 +10,7 @@ rude and correct ones, overall and by family, and whether correctness changed, p
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -20,13 +20,14 @@ from data.pairs import summary, write_rows
 from dpo.answers import answer, differences, rates
 from dpo.losses import Loss, parse_loss
 from dpo.reference import reference_scores
-from dpo.run_folder import RunFolder
+from dpo.run_folder import SHOWN, RunFolder
 from dpo.score import score_pairs, verdict
-from dpo.side_by_side import SHOWN, samples, table
+from dpo.side_by_side import samples, table
 from dpo.start import EMBEDDED, Examples, open_examples, open_model
 from dpo.step import Plan, fitting, held_out_metrics
 from gpt import precision
 from gpt.command import UserError, check_range, flag, run
+from gpt.generate import longest_answer
 from gpt.model import GPT
 from gpt.parallel import World, join, say
 from gpt.tokenizer import Tokenizer
@@ -52,9 +53,13 @@ class Flags:
     )
     loss: str = flag("", "loss to report, whose beta the rewards have; empty: the run's, else dpo")
     prompts: int = flag(0, "held-out prompts to answer; 0: all")
-    max_new: int = flag(64, "tokens of the longest answer")
+    max_new: int = flag(None, "tokens of the longest answer; unset: 64, or half the context if that is less")
     show: int = flag(6, "samples to print")
-    out: str = flag("", "folder for evaluation.json and samples.jsonl; empty: the run folder, else none is written")
+    out: str = flag(
+        "",
+        "folder for evaluation.json and samples.jsonl, or for scores.jsonl; empty: the run folder, if its own pairs and start "
+        "are asked, else nothing is written",
+    )
     device: str = flag("auto", "auto is cuda where there is one, else cpu", choices=("auto", "cpu", "cuda", "mps"))
 
 
@@ -74,8 +79,8 @@ def main(flags: Flags) -> None:
         for name in ("held_out", "prompts", "max_new", "show"):
             if getattr(flags, name) != Flags.__dataclass_fields__[name].default:
                 raise UserError(
-                    f"--{name.replace('_', '-')} is of comparing models; policy, reference and pairs together score "
-                    "each pair: add --compare"
+                    f"--{name.replace('_', '-')} is of comparing models (--compare), not of scoring pairs, which "
+                    "policy, reference and pairs together ask for"
                 )
     file, context = flags.pairs or used.get("pairs", ""), min(policy.config.n_positions, reference.config.n_positions)
     length, counted = used.get("max_length") or context, {}
@@ -86,14 +91,16 @@ def main(flags: Flags) -> None:
             if counted:
                 say(f"left out or cut: {summary(counted)}", world, sys.stderr)
         return
-    if flags.max_new >= context:
-        raise UserError(f"--max-new is {flags.max_new}, but the model's context is {context}")
+    max_new = longest_answer(flags.max_new, 64, context)
     fraction = flags.held_out if flags.held_out is not None else used.get("held_out", 0.1)
     _, held_out = open_examples(file, tokenizer, length, fraction, not loss.needs_rejected, {}, may_be_empty=True)
     if not held_out.pairs:
         raise UserError(f"{file or EMBEDDED}: no pair is held out at --held-out {fraction:g}")
+    # into the run's own folder comes what its own pairs and start say, nothing else
+    own = used and not (flags.reference or flags.pairs or flags.loss or flags.held_out is not None)
+    flags = replace(flags, max_new=max_new, out=flags.out or (flags.policy if own else ""))
     with join(flags.device) as world:
-        compare(policy, reference, tokenizer, held_out, loss, world, flags, flags.out or (flags.policy if used else ""))
+        compare(policy, reference, tokenizer, held_out, loss, world, flags)
 
 
 def open_both(flags: Flags, record: dict) -> tuple[GPT, GPT, Tokenizer]:
@@ -137,9 +144,8 @@ def compare(
     loss: Loss,
     world: World,
     flags: Flags,
-    out: str,
 ) -> None:
-    """Print figures and answers of both models side by side, and write them into the folder `out`, if there is one."""
+    """Print figures and answers of both models side by side, and write them into the folder --out, if there is one."""
     margins = pair_metrics(policy, reference, held_out, loss, world)
     prompts = {pair.prompt: pair for pair in held_out.pairs}  # a prompt with several pairs is answered once
     chosen = list(prompts.values())[: flags.prompts or None]
@@ -152,8 +158,8 @@ def compare(
     report["loss"] = str(loss)
     say(table(report, len(chosen)), world)
     say(samples(chosen, answers, flags.show), world)
-    if world.is_main and out:
-        folder = RunFolder(out)
+    if world.is_main and flags.out:
+        folder = RunFolder(flags.out)
         folder.write_json("evaluation.json", report)
         write_rows(
             folder.path / "samples.jsonl",

@@ -29,6 +29,7 @@ from data.pairs import Pair
 from gpt.model import GPT, IGNORE
 from gpt.parallel import process_rank
 from gpt.tokenizer import Tokenizer
+from gpt.vocabulary import END_OF_TEXT
 
 TRUNK, CHOSEN, REJECTED, PADDING = 0, 1, 2, -1
 
@@ -73,7 +74,8 @@ def encode(
     """Pairs with their ids, prompt and answers encoded apart, so that the prompt ends exactly where the answers begin.
 
     max_length bounds prompt and longer answer together. A longer prompt loses its beginning, the same for both answers;
-    where the answers alone leave no room for one token of prompt the pair is left out. `counted` notes both, by row.
+    where the answers alone leave no room for one token of prompt the pair is left out. `counted` notes both, by row,
+    and where end-of-text stands in a text, which it does not end.
     one_answer: leave the rejected answer away. An empty prompt becomes one end-of-text.
     """
     kept, end = [], tokenizer.end_of_text
@@ -85,6 +87,8 @@ def encode(
         if room < 1:
             counted.setdefault(f"left out, an answer of {max_length} tokens or more", []).append(pair.row)
             continue
+        if any(END_OF_TEXT in text for text in (pair.prompt, pair.chosen, pair.rejected or "")):
+            counted.setdefault(f"{END_OF_TEXT} in the text, read as its letters", []).append(pair.row)
         if room < len(prompt):
             counted.setdefault(f"prompt cut from the left to fit {max_length} tokens", []).append(pair.row)
         kept.append((pair, Ids(prompt[-room:], chosen, rejected)))

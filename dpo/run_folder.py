@@ -16,6 +16,9 @@ from pathlib import Path
 from gpt.command import UserError
 from gpt.files import whole
 
+# What is shown of a line of metrics.jsonl, in short
+SHOWN = {"loss": "loss", "accuracy": "rewards/accuracies", "margin": "rewards/margins"}
+
 
 class RunFolder:
     def __init__(self, path: str | Path):
@@ -31,9 +34,11 @@ class RunFolder:
             raise UserError(f"--out {self.path} is a file; name a folder")
         if self.path.is_dir() and any(self.path.iterdir()) and not resume:
             what = (
-                "holds another run; continue it with --resume" if (self.path / "run.json").exists() else "is not empty"
+                "holds another run; continue it with --resume, or"
+                if (self.path / "run.json").exists()
+                else "is not empty;"
             )
-            raise UserError(f"--out {self.path} {what}, or name a new folder")
+            raise UserError(f"--out {self.path} {what} name a new folder")
         if resume and self.path.is_dir() and any(self.path.iterdir()) and not (self.path / "run.json").exists():
             raise UserError(f"--out {self.path} holds no run to resume (no run.json)")
         existing = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
@@ -71,6 +76,12 @@ class RunFolder:
         """The lines of metrics.jsonl that are about held-out pairs."""
         lines = self.metrics.read_text().splitlines() if self.metrics.exists() else []
         return [line for line in map(json.loads, lines) if line["split"] == "held-out"]
+
+    def held_out_change(self) -> str:
+        """'loss 1.025 to 0.373, accuracy ...' from the first evaluation to the last; "" where there was none."""
+        lines = self.held_out_metrics()
+        names = [short for short, long in SHOWN.items() if lines and long in lines[-1]]
+        return ", ".join(f"{name} {lines[0][SHOWN[name]]:.4g} to {lines[-1][SHOWN[name]]:.4g}" for name in names)
 
     def cut_metrics(self, step: int) -> None:
         """Forget what was logged after `step`, so that a resumed run has every step once."""

@@ -2,9 +2,6 @@
 
 from data.pairs import Pair
 
-# name in evaluation.json: name in metrics.jsonl
-SHOWN = {"loss": "loss", "accuracy": "rewards/accuracies", "margin": "rewards/margins"}
-
 
 def table(report: dict, prompts: int) -> str:
     """The figures of evaluation.json, before beside after."""

@@ -25,8 +25,7 @@ from dpo.card import model_card
 from dpo.job import Job
 from dpo.order import pairs_met, pairs_of_step
 from dpo.reference import reference_scores
-from dpo.run_folder import RunFolder
-from dpo.side_by_side import SHOWN
+from dpo.run_folder import SHOWN, RunFolder
 from dpo.step import Plan, add_gradients, held_out_metrics
 from gpt import precision
 from gpt.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
@@ -214,6 +213,8 @@ def train(job: Job, world: World) -> int:
             save_adapter(folder.adapter, policy, job.origin)
         # the model last: a run that has it is finished
         save_gpt(folder.model, merged(policy), job.tokenizer, model_card(job, settings, folder))
+    if held_out := folder.held_out_change():
+        say(f"held out {held_out}", world)
     say(f"done     {folder.model}, peak memory {peak_memory(world.device) / 2**30:.2f} GiB a process", world)
     return 0
 

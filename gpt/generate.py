@@ -168,7 +168,9 @@ def _close_ranks(going: list[bool]) -> list[int]:
 class AnswerFlags:
     """The flags of every command that answers."""
 
-    max_new: int = flag(128, "tokens of the longest answer", "answers")
+    max_new: int = flag(
+        None, "tokens of the longest answer; unset: 128, or half the context if that is less", "answers"
+    )
     temperature: float = flag(0.7, "above 0 the answer is drawn by chance; 0: always the likeliest token", "answers")
     top_k: int = flag(0, "draw from the k likeliest tokens; 0: from all", "answers")
     top_p: float = flag(0.95, "draw from the likeliest tokens that together have this probability", "answers")
@@ -221,17 +223,24 @@ def _standard_input() -> str:
 
 def ready(model: GPT, flags: AnswerFlags) -> GPT:
     """The model on its device, in its precision. Raises UserError where there is no such device, or no room for an answer."""
-    if flags.max_new >= model.config.n_positions:
-        raise UserError(f"--max-new is {flags.max_new}, the model's context is {model.config.n_positions}")
+    longest_answer(flags.max_new, 128, model.config.n_positions)
     device = check_device(flags.device)
     return packed(model.to(device, torch.bfloat16 if flags.precision == "bf16" else torch.float32))
+
+
+def longest_answer(given: int | None, usual: int, context: int) -> int:
+    """--max-new: what was given, else the usual, or half the context. Raises UserError where it leaves no room for a prompt."""
+    if given is not None and given >= context:
+        raise UserError(f"--max-new is {given}, but the model's context is {context}")
+    return given or max(1, min(usual, context // 2))
 
 
 def answer_pieces(
     model: GPT, tokenizer: Tokenizer, prompt: list[int], flags: AnswerFlags, sampling: Sampling
 ) -> Iterator[str]:
     """The text of one answer, piece by piece."""
-    columns = stream(model, [prompt], flags.max_new, [tokenizer.end_of_text], sampling, [flags.seed])
+    max_new = longest_answer(flags.max_new, 128, model.config.n_positions)
+    columns = stream(model, [prompt], max_new, [tokenizer.end_of_text], sampling, [flags.seed])
     ids = (token for ((_, token),) in columns)
     return text_pieces((i for i in ids if i != tokenizer.end_of_text), tokenizer, flags.stop)
 

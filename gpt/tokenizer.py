@@ -18,6 +18,7 @@ literal "<|endoftext|>" is encoded as thirteen characters, so that no user text 
 
 import heapq
 import sys
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import tiktoken
 
-from gpt.command import UserError, argument, flag, run
+from gpt.command import Notice, UserError, argument, flag, run
 from gpt.vocabulary import (
     END_OF_TEXT,
     merges_of,
@@ -114,6 +115,11 @@ class Tokenizer:
             file = whole
             ids, merges = read_tokenizer_json(file)
         end_of_text = ids.pop(END_OF_TEXT.encode())
+        known = {bytes([b]) for b in range(256)} | {left + right for left, right in merges}
+        if others := [token.decode("utf-8", "replace") for token in ids if token not in known]:
+            shown = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
+            text = f"{file}: special tokens ({shown}) are read as plain text here, and saved as ordinary tokens"
+            warnings.warn(text, Notice, stacklevel=2)
         tokenizer = cls(ids, merges, end_of_text, str(file if file.suffix == ".json" else folder))
         ranks = {bytes([b]): b for b in range(256)} | {a + b: 256 + i for i, (a, b) in enumerate(merges)}
         for written, used in zip(merges, merges_of(ranks)):

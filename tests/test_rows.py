@@ -251,7 +251,9 @@ PAIRS = [Pair(*texts, row) for row, texts in enumerate(TEXTS, 11)]
 def test_prompt_and_answers_are_encoded_apart_and_each_answer_ends_with_one_end_of_text(tokenizer):
     counted, end = {}, tokenizer.end_of_text
     kept = encode(PAIRS, tokenizer, 500, False, counted)
-    assert [pair for pair, _ in kept] == PAIRS and counted == {}
+    assert [pair for pair, _ in kept] == PAIRS
+    literal = [p.row for p in PAIRS if "<|endoftext|>" in p.prompt + p.chosen + p.rejected]
+    assert literal and list(counted.values()) == [literal]  # said, since it ends nothing
     for pair, found in kept:
         assert tokenizer.decode(found.prompt) == (pair.prompt or "<|endoftext|>")
         for answer, text in ((found.chosen, pair.chosen), (found.rejected, pair.rejected)):
@@ -301,6 +303,8 @@ def test_a_prompt_is_cut_from_the_left_and_what_leaves_no_room_for_it_is_left_ou
             # answers are never cut; the prompt keeps its end, all of it if it fits exactly
             assert kept[pair] == found._replace(prompt=found.prompt[max(0, len(found.prompt) - room) :])
             cut += [pair.row] * (len(found.prompt) > room)
+    literal = counted.pop("<|endoftext|> in the text, read as its letters", [])
+    assert literal == [p.row for p in kept if "<|endoftext|>" in p.prompt + p.chosen + p.rejected]
     assert {name: rows for name, rows in counted.items()} == {
         name: rows for name in counted for rows in [left_out if "left out" in name else cut]
     }
