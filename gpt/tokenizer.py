@@ -115,11 +115,6 @@ class Tokenizer:
             file = whole
             ids, merges = read_tokenizer_json(file)
         end_of_text = ids.pop(END_OF_TEXT.encode())
-        known = {bytes([b]) for b in range(256)} | {left + right for left, right in merges}
-        if others := [token.decode("utf-8", "replace") for token in ids if token not in known]:
-            shown = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
-            text = f"{file}: special tokens ({shown}) are read as plain text here, and saved as ordinary tokens"
-            warnings.warn(text, Notice, stacklevel=2)
         tokenizer = cls(ids, merges, end_of_text, str(file if file.suffix == ".json" else folder))
         ranks = {bytes([b]): b for b in range(256)} | {a + b: 256 + i for i, (a, b) in enumerate(merges)}
         for written, used in zip(merges, merges_of(ranks)):
@@ -128,6 +123,10 @@ class Tokenizer:
                     f"{file}: {b''.join(written)!r} is made of {written}, but earlier merges make it of "
                     f"{used}; this is no byte-level BPE that can be read here"
                 )
+        if others := [token.decode("utf-8", "replace") for token in ids if token not in ranks]:
+            shown = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
+            text = f"{file}: special tokens ({shown}) are read as plain text here, and saved as ordinary tokens"
+            warnings.warn(text, Notice, stacklevel=2)
         return tokenizer
 
     def save(self, folder: str | Path) -> None:

@@ -205,6 +205,16 @@ def test_without_a_file_or_a_reference_of_ones_own_the_default_is_to_compare(run
         assert "1 held-out prompts, greedy" in here(*flags, *short)[0]
 
 
+def test_what_is_measured_on_other_data_leaves_the_runs_own_evaluation_alone(run, here, tmp_path):
+    write_rows(tmp_path / "other.jsonl", preference_rows(9, seed=5))
+    short = ["--policy", run, "--prompts", 1, "--max-new", 4]
+    here(*short)
+    own = (run / "evaluation.json").read_bytes()
+    others = (["--pairs", tmp_path / "other.jsonl", "--held-out", 1], ["--reference", TINY], ["--loss", "ipo"])
+    for other in others:
+        assert "written to" not in here(*short, *other)[0] and (run / "evaluation.json").read_bytes() == own
+
+
 # bad input
 
 

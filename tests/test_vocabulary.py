@@ -1,6 +1,7 @@
 """gpt/vocabulary.py: tokenizer.json as transformers and the tokenizers library write it, and every one that is not GPT-2's."""
 
 import json
+import warnings
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer
 
-from gpt.command import UserError
+from gpt.command import Notice, UserError
 from gpt.model import GPT, GPTConfig
 from gpt.tokenizer import Tokenizer, train_bpe
 from gpt.weights import save_gpt
@@ -401,3 +402,16 @@ def test_a_file_cut_off_anywhere_is_refused_in_one_line(whole, tmp_path):
 def test_a_folder_without_a_vocabulary_says_what_a_vocabulary_is(tmp_path):
     with pytest.raises(UserError, match=r"vocab\.json.* merges\.txt, or tokenizer\.json"):
         Tokenizer.load(tmp_path)
+
+
+def test_special_tokens_besides_end_of_text_are_said_to_be_plain_text_here(tmp_path):
+    ours = train_bpe(CORPUS, 400)
+    ours.save(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Tokenizer.load(tmp_path)
+    written = json.loads((tmp_path / "vocab.json").read_text())
+    (tmp_path / "vocab.json").write_text(json.dumps(written | {"<|im_start|>": len(written)}))
+    with pytest.warns(Notice, match=r"special tokens \(<\|im_start\|>\) are read as plain text"):
+        loaded = Tokenizer.load(tmp_path)
+    assert loaded.encode("<|im_start|>") == ours.encode("<|im_start|>")
