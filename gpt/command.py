@@ -12,6 +12,7 @@ A command is a frozen dataclass whose fields are its flags, and a function of it
     run({"build": (build, Build), "check": (check, Check)})     # two commands: the first word chooses
 """
 
+import atexit
 import math
 import os
 import sys
@@ -19,6 +20,7 @@ import time
 import warnings
 from argparse import ArgumentParser, BooleanOptionalAction, RawDescriptionHelpFormatter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import MISSING, field, fields
 from difflib import get_close_matches
 from inspect import cleandoc
@@ -100,6 +102,21 @@ def parse(cls, argv: list[str] | None = None, program: str | None = None):
     return cls(**vars(parser.parse_args(argv)))
 
 
+def _leave(code: int) -> None:
+    """End this process.
+
+    Under torchrun without taking the interpreter apart first: a thread of gloo that still lets go of its last tensor asks for
+    an interpreter that is no more, and aborts the process; torchrun then calls a job failed that had done all its work.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        atexit._run_exitfuncs()
+        with suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 def _place(field) -> int:
     """In --help words without a flag come first, then the command's own flags, then those it shares with others."""
     return 0 if "positional" in field.metadata else 1 if field.metadata["group"] == "flags" else 2
@@ -128,7 +145,7 @@ def run(commands: Callable | dict[str, tuple[Callable, type]], cls: type | None 
     except BrokenPipeError:  # the reader of our output, such as head, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
-    sys.exit(code or 0)
+    _leave(code or 0)
 
 
 def _chosen(commands: dict[str, tuple[Callable, type]]) -> int | None:

@@ -10,6 +10,7 @@ One process is not a special case: each of these then does nothing. Gradients ar
 is divided by what the whole step holds and multiplied by `world.size`.
 """
 
+import gc
 import os
 import resource
 import signal
@@ -60,6 +61,7 @@ def join(device: str, timeout: timedelta = timedelta(minutes=10)) -> Iterator[Wo
         yield World(dist.get_rank(), dist.get_world_size(), chosen)
         dist.barrier()  # none takes its sockets away while another still reads
     finally:
+        gc.collect()  # DDP lies in a cycle; as long as it lives, so do the threads of its process group
         dist.destroy_process_group()
 
 

@@ -11,8 +11,10 @@ from tests.processes import ROOT, call
 
 TOGETHER = """
 import json, sys
+from dataclasses import dataclass
 import torch
 from torch import nn
+from gpt.command import argument, run
 from gpt.parallel import accumulate, add_up, agree, join, replicate
 
 def work(world):
@@ -32,8 +34,16 @@ def work(world):
     with open(sys.argv[1] + f"/{world.rank}.json", "w") as file:
         json.dump(result, file)
 
-with join("cpu") as world:
-    work(world)  # a function, so that DDP is gone before its process group, as in dpo/train.py
+@dataclass(frozen=True)
+class Flags:
+    "Two processes, as dpo/train.py has them."
+    folder: str = argument("where to write")
+
+def main(flags):
+    with join("cpu") as world:
+        work(world)
+
+run(main, Flags)
 """
 
 
