@@ -11,21 +11,20 @@ rude and correct ones, overall and by family, and whether correctness changed, p
 import json
 import sys
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.pairs import summary, write_rows
 from dpo.answers import answer, differences, rates
+from dpo.forward import Way, fitting
 from dpo.losses import Loss, parse_loss
-from dpo.reference import reference_scores
+from dpo.reference import reference_logps
 from dpo.run_folder import SHOWN, RunFolder
 from dpo.score import score_pairs, verdict
 from dpo.side_by_side import samples, table
 from dpo.start import EMBEDDED, Examples, open_examples, open_model
-from dpo.step import Plan, fitting, held_out_metrics
-from gpt import precision
+from dpo.step import Plan, held_out_metrics
 from gpt.command import UserError, check_range, flag, run
 from gpt.generate import longest_answer
 from gpt.model import GPT
@@ -125,7 +124,7 @@ def open_both(flags: Flags, record: dict) -> tuple[GPT, GPT, Tokenizer]:
 
 def score(policy: GPT, reference: GPT, examples: Examples, loss: Loss, world: World, out: str) -> None:
     """One JSON line for each pair, to standard output or into the folder `out`; on standard error their sum."""
-    lines = list(score_pairs(policy, reference, examples, plan_for(policy, examples, loss, world)))
+    lines = list(score_pairs(policy, reference, examples, loss.beta, way_for(policy, world)))
     if not world.is_main:
         return
     if out:
@@ -177,19 +176,18 @@ def compare(
         print(f"\nwritten to {folder.path / 'evaluation.json'} and samples.jsonl")
 
 
-def plan_for(model: GPT, examples: Examples, loss: Loss, world: World) -> Plan:
+def way_for(model: GPT, world: World) -> Way:
     """How a model is asked here: in float32."""
-    autocast = partial(precision.autocast, "fp32", world.device)
-    return Plan(loss, fitting(model.config, examples.ids, world.device), autocast, world)
+    return Way(fitting(model.config, world.device), "fp32", world)
 
 
 def pair_metrics(
     policy: GPT, reference: GPT, held_out: Examples, loss: Loss, world: World
 ) -> dict[str, dict[str, float]]:
     """{"before", "after"}: loss, accuracy and margin (beta included) of the held-out pairs against the reference."""
-    plan = plan_for(policy, held_out, loss, world)
-    every = list(range(len(held_out.ids)))
-    said = reference_scores(reference.to(world.device), held_out.ids, every, plan.micro, plan.autocast, world)
+    plan = Plan(loss, way_for(policy, world))
+    every = range(len(held_out.ids))
+    said = reference_logps(reference.to(world.device), held_out, every, plan.way, fingerprint(reference))
     found = {}
     for name, model in (("before", reference), ("after", policy)):
         line = held_out_metrics(model.to(world.device), held_out, said, plan)

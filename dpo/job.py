@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 
 from data.pairs import summary
+from dpo.forward import fitting
 from dpo.losses import parse_loss
 from dpo.order import steps_in_epochs
 from dpo.run_folder import RunFolder
 from dpo.start import EMBEDDED, open_examples, open_model
-from dpo.step import fitting
 from gpt import precision
 from gpt.command import UserError, check_range
 from gpt.lora import adapters, check_rank
@@ -27,6 +27,7 @@ FREE = {
     "dry_run",
     "device",
     "eval_every",
+    "log_every",
     "save_every",
     "micro",
     "precision",
@@ -96,15 +97,15 @@ class Job:
         `kept` are the settings of the run that is resumed: its micro-batch, precision and threads are taken over, since
         they change how sums are rounded.
         """
-        flags = self.flags
+        flags, trained = self.flags, 4 * _trained_count(self.policy)
+        limit = fitting(self.policy.config, world.device, reserved=3 * trained, micro=flags.micro)
         return {name: value for name, value in asdict(flags).items() if name not in FREE} | {
             "loss": str(self.loss),
             "lr": self.lr,
             "lora_alpha": flags.lora_alpha or (2 * flags.lora or None),
             "steps": self.steps,
-            "micro": flags.micro
-            or kept.get("micro")
-            or min(fitting(self.policy.config, self.train.ids, world.device), math.ceil(flags.batch / world.size)),
+            "micro": limit.pairs,
+            "tokens": kept.get("tokens") if kept.get("micro") == limit.pairs else limit.tokens,
             "precision": (flags.precision == "auto" and kept.get("precision"))
             or precision.resolve(flags.precision, world.device, self.parameters),
             "threads": kept.get("threads", torch.get_num_threads()),
@@ -121,6 +122,7 @@ class Job:
         rate = "given" if flags.lr is not None else ", ".join(["by size", *kind])
         reference = f"reference {flags.reference or 'the start'}" if self.loss.needs_reference else "no reference"
         processes = f"{world.size} process{'es' * (world.size > 1)}"
+        at_once = f"{flags.micro} pairs" if flags.micro else f"up to {settings['tokens']:,} tokens"
         name = flags.init or "data/tiny"
         lines = {
             "model": f"{name}, {self.parameters:,} parameters, {model.config.n_positions} positions",
@@ -129,7 +131,7 @@ class Job:
             "pairs": f"{flags.pairs or EMBEDDED}, {len(self.train.ids):,} to train on, {len(self.held_out.ids):,} held out",
             "dropped": summary(self.counted),
             "loss": f"{self.loss}, {reference}",
-            "steps": f"{self.steps} of {flags.batch} pairs, {processes}, {settings['micro']} pairs a forward pass",
+            "steps": f"{self.steps} of {flags.batch} pairs, {processes}, {at_once} a forward pass",
             "lr": f"{self.lr:g} ({rate})",
             "numbers": f"{settings['precision']} on {world.device.type}, {settings['threads']} threads a process",
             "out": str(folder.path),
@@ -161,7 +163,18 @@ def _trained_count(model: GPT) -> int:
 
 
 AT_LEAST_1 = ("epochs", "batch")
-AT_LEAST_0 = ("steps", "micro", "weight_decay", "grad_clip", "eval_every", "save_every", "max_length", "lr", "lora")
+AT_LEAST_0 = (
+    "steps",
+    "micro",
+    "weight_decay",
+    "grad_clip",
+    "eval_every",
+    "log_every",
+    "save_every",
+    "max_length",
+    "lr",
+    "lora",
+)
 FRACTIONS = ("warmup", "held_out", "dropout")
 
 

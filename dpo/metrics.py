@@ -5,11 +5,13 @@ Names are TRL's where TRL has one. As there, rewards include beta and are made o
 where the loss (ipo, dpo_norm) takes means.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from dpo.losses import Loss, Scores
-from dpo.rows import CHOSEN, PADDING, Batch
+from dpo.rows import Batch
 from gpt.parallel import World, add_up
 
 TIE = 1e-3  # a log-ratio no larger is rounding, as before the first update, and counts as half a pair ranked right
@@ -28,28 +30,50 @@ def sums(scores: Scores, terms: dict[str, Tensor], batch: Batch, weight: Tensor,
             "rewards/margins": beta * margin,
             "rewards/accuracies": (margin > TIE) + 0.5 * (margin.abs() <= TIE),
         }
+    places = batch.tokens.shape[1]
     per_pair |= {
         "pairs": torch.ones_like(weight),
-        "tokens": (batch.branch != PADDING).sum(-1),
-        "answer_tokens": (batch.branch == CHOSEN).sum(-1),
-        "places": torch.full_like(weight, batch.branch.shape[1]),
+        "tokens": batch.lengths,
+        "answer_tokens": scores.chosen_len,
+        "places": torch.full_like(weight, places / batch.pairs),
+        "empty": torch.full_like(weight, batch.padding / batch.pairs),
     }
     return {name: (values.detach() * weight).sum() for name, values in per_pair.items()}
 
 
-def averages(micro_sums: list[dict[str, Tensor]], loss: Loss, world: World) -> dict[str, float]:
-    """The metrics of a step or an evaluation from the sums of every micro-batch, over all processes."""
-    names = list(micro_sums[0])
-    total = torch.stack([torch.stack([one[name] for name in names]) for one in micro_sums]).sum(0)
-    found = dict(zip(names, add_up(total, world).tolist()))
-    pairs, answer_tokens = found["pairs"], found.pop("answer_tokens")
-    places, tokens = found.pop("places"), found["tokens"]
-    terms = {term.name: found.pop(f"loss/{term.name}") for term in loss.terms}
-    counts = {"pairs": int(found.pop("pairs")), "tokens": int(found.pop("tokens")), "padding": 1 - tokens / places}
-    line = {"loss": float(loss.total(terms, pairs, answer_tokens))}
-    if len(loss.terms) > 1:
-        line |= {
-            f"loss/{term.name}": float(Loss((term._replace(weight=1.0),)).total(terms, pairs, answer_tokens))
-            for term in loss.terms
-        }
-    return line | {name: value / pairs for name, value in found.items()} | counts
+class Totals(NamedTuple):
+    """Sums over all pairs of a step or an evaluation, by name. They are on the device until somebody reads them."""
+
+    names: list[str]
+    values: Tensor
+
+    @classmethod
+    def of(cls, micro_sums: list[dict[str, Tensor]], world: World) -> "Totals":
+        """The sums of every micro-batch, over all processes."""
+        names = list(micro_sums[0])
+        total = torch.stack([torch.stack([one[name] for name in names]) for one in micro_sums]).sum(0)
+        return cls(names, add_up(total, world))
+
+    @property
+    def sound(self) -> Tensor:
+        """Whether every loss is finite."""
+        losses = [value for name, value in zip(self.names, self.values) if name.startswith("loss/")]
+        return torch.stack(losses).isfinite().all()
+
+    def averages(self, loss: Loss) -> dict[str, float]:
+        """The metrics. A GPU is waited for."""
+        found = dict(zip(self.names, self.values.tolist()))
+        pairs, answer_tokens, padding = (
+            found["pairs"],
+            found.pop("answer_tokens"),
+            found.pop("empty") / found.pop("places"),
+        )
+        terms = {term.name: found.pop(f"loss/{term.name}") for term in loss.terms}
+        counts = {"pairs": int(found.pop("pairs")), "tokens": int(found.pop("tokens")), "padding": padding}
+        line = {"loss": float(loss.total(terms, pairs, answer_tokens))}
+        if len(loss.terms) > 1:
+            line |= {
+                f"loss/{term.name}": float(Loss((term._replace(weight=1.0),)).total(terms, pairs, answer_tokens))
+                for term in loss.terms
+            }
+        return line | {name: value / pairs for name, value in found.items()} | counts

@@ -1,7 +1,7 @@
 """Which pairs, in which step, on which process, in which micro-batch.
 
 The order is a pure function of (seed, step): resuming needs one integer, and the number of processes may change. With
-7 pairs, batches of 4 and two processes with micro-batches of 1:
+7 pairs, batches of 4 and two processes with micro-batches of one pair:
 
     epoch 0     3 0 6 1 | 5 2 4           shuffled by (seed, epoch); the last batch is not full and trains too
     step 1      3 0 6 1                   sorted by length, say 6 1 3 0
@@ -14,6 +14,7 @@ The order is a pure function of (seed, step): resuming needs one integer, and th
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -40,11 +41,32 @@ def pairs_met(steps: int, pairs: int, batch: int, seed: int) -> list[int]:
     return sorted(np.random.default_rng((seed, 0)).permutation(pairs)[: steps * batch].tolist())
 
 
-def micro_batches(indices: list[int], pairs: Sequence[Ids], micro: int, world: World) -> list[list[int]]:
-    """This process's share of a step, cut into micro-batches of at most `micro` pairs of like length.
+class Limit(NamedTuple):
+    """What one forward pass may take: so many pairs, and so many tokens of rows (one pair whatever its length)."""
 
-    Every process gets the same number of them; one that has fewer pairs gets empty ones at the end.
+    pairs: int
+    tokens: int
+
+
+def micro_batches(indices: Sequence[int], pairs: Sequence[Ids], limit: Limit, world: World) -> list[list[int]]:
+    """This process's share of a step, sorted by length and cut into micro-batches within `limit`.
+
+    Every process gets the same number of them; one that has fewer gets empty ones at the end.
     """
-    mine = world.share(sorted(indices, key=lambda i: pairs[i].length))
-    most = math.ceil(len(indices) / world.size)  # pairs of process 0
-    return [mine[start : start + micro] for start in range(0, most, micro)]
+    lengths = {i: pairs[i].length for i in indices}
+    ordered = sorted(indices, key=lengths.__getitem__)
+    shares = [_cut(ordered[rank :: world.size], lengths, limit) for rank in range(world.size)]
+    mine, most = shares[world.rank], max(map(len, shares))
+    return mine + [[]] * (most - len(mine))
+
+
+def _cut(indices: list[int], lengths: dict[int, int], limit: Limit) -> list[list[int]]:
+    cut: list[list[int]] = []
+    room = 0
+    for i in indices:
+        room -= lengths[i]
+        if not cut or len(cut[-1]) == limit.pairs or room < 0:
+            cut.append([])
+            room = limit.tokens - lengths[i]
+        cut[-1].append(i)
+    return cut

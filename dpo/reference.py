@@ -1,33 +1,121 @@
-"""The reference's log-probabilities: computed once, before training, by every process its share.
+"""The reference's log-probabilities: computed once, kept on disk, and read again by the next run.
 
 The reference does not change, so neither do its numbers. One pass without gradients over the pairs that the run will
-meet stands in for a second model in memory and a second forward pass in every step.
+meet stands in for a second model in memory and a second forward pass in every step. They are kept for each answer
+token in a file that is named by all that they depend on: the weights, the ids of the pairs (so tokenizer, template,
+length and data), the precision and the way it is computed. Pairs that no run has met yet are NaN there.
 """
 
+import hashlib
+import json
+import os
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from dpo.order import micro_batches
-from dpo.rows import Ids, answer_sums, batch_of, token_logps
-from gpt.model import GPT
-from gpt.parallel import World, add_up
+from dpo.forward import Way, ask
+from dpo.order import Limit, micro_batches
+from dpo.start import Examples
+from gpt.command import UserError
+from gpt.files import cache_folder, whole
+from gpt.packed import packed
+from gpt.parallel import add_up, spread
+
+# Rows of a forward pass, by device, whatever --micro is: so that the numbers depend on nothing else
+AT_ONCE = {"cpu": Limit(pairs=1024, tokens=2048), "cuda": Limit(pairs=4096, tokens=32768), "mps": Limit(1024, 8192)}
+KEEP = 32  # files in the cache, the last used
+FORMAT = 1  # counted up when the same weights and pairs would give other numbers
+
+
+class Reference(NamedTuple):
+    """log pi_ref of every answer token of some pairs: chosen, then rejected, pair after pair."""
+
+    logps: Tensor  # float32 on the CPU
+    starts: np.ndarray  # (pairs + 1,): where each pair begins
+    computed: int = 0  # pairs that were asked in this run, over all processes
+    seconds: float = 0.0
+
+    def of(self, rows: Sequence[int]) -> Tensor:
+        """Of the pairs `rows`, (S,), in the order in which a batch has them."""
+        return torch.cat([self.logps[self.starts[i] : self.starts[i + 1]] for i in rows])
+
+    def sums(self, examples: Examples) -> Tensor:
+        """log pi_ref of whole answers, (pairs, 2): chosen, rejected."""
+        cuts = [(a, a + len(ids.chosen), b) for ids, a, b in zip(examples.ids, self.starts, self.starts[1:])]
+        return torch.stack([torch.stack([self.logps[a:b].sum(), self.logps[b:c].sum()]) for a, b, c in cuts])
+
+
+def no_reference(examples: Examples) -> Reference:
+    """Zeros, for losses that compare with none."""
+    starts = _starts(examples)
+    return Reference(torch.zeros(int(starts[-1])), starts)
 
 
 @torch.no_grad()
-def reference_scores(model: GPT, pairs: list[Ids], wanted: list[int], micro: int, autocast, world: World) -> Tensor:
-    """log pi_ref of each pair's answers, (len(pairs), 2) float32 on the CPU: chosen, rejected. Rows not in `wanted` are 0.
+def reference_logps(model: nn.Module, examples: Examples, wanted: Sequence[int], way: Way, sha256: str) -> Reference:
+    """The reference's log-probabilities of the pairs `wanted`: what the cache has of them, and the rest computed, each
+    process its share, and added to the cache. Pairs that are not wanted may be NaN.
 
-    model: the reference itself; it is put in eval mode. autocast: the context in which the policy too is asked, so that
-    both take the same numeric path.
+    model: the reference itself, whose weights are `sha256`; it is put in eval mode.
     """
-    model.eval()
-    scores = torch.zeros(len(pairs), 2, device=world.device)
-    mine = micro_batches(wanted, pairs, 2 * micro, world)  # no gradients to keep: twice the rows fit
-    for some in tqdm(mine, desc="reference", unit="batch", disable=not world.is_main or not mine, leave=False):
-        if some:
-            batch = batch_of(pairs, some).to(world.device)
-            with autocast():
-                logp = token_logps(model, batch)
-            scores[some] = torch.stack(answer_sums(logp, batch.branch), dim=1)
-    return add_up(scores, world).cpu()
+    began, starts, world = time.perf_counter(), _starts(examples), way.world
+    way = way._replace(limit=AT_ONCE[world.device.type])
+    key = [FORMAT, sha256, examples.fingerprint, way.precision, world.device.type, torch.__version__, *way.limit]
+    path = cache_folder("references") / hashlib.sha256(json.dumps(key).encode()).hexdigest()
+    known = torch.full((int(starts[-1]),), torch.nan)
+    if world.is_main and (kept := _read(path, len(known))) is not None:
+        known = kept
+    known = spread(known.to(world.device), world).cpu()
+    wanted = np.asarray(wanted, dtype=np.int64)
+    missing = wanted[known[starts[wanted]].isnan().numpy()].tolist()
+    if missing:
+        fresh = torch.zeros(len(known), device=world.device)
+        mine = micro_batches(missing, examples.ids, way.limit, world)
+        model.eval()
+        if way.precision == "bf16":  # the same bits; in float32 another library would round otherwise
+            model = packed(model, torch.bfloat16)
+        for rows in tqdm(mine, desc="reference", unit="batch", disable=not world.is_main, leave=False):
+            if rows:
+                logps, _ = ask(model, examples.ids, rows, way)
+                places = torch.cat([torch.arange(starts[i], starts[i + 1]) for i in rows])
+                fresh[places.to(world.device)] = logps
+        fresh = add_up(fresh, world).cpu()
+        asked = torch.cat([torch.arange(starts[i], starts[i + 1]) for i in missing])
+        known[asked] = fresh[asked]
+        if world.is_main:
+            _write(path, known)
+    return Reference(known, starts, len(missing), time.perf_counter() - began)
+
+
+def _starts(examples: Examples) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum([len(ids.chosen) + len(ids.rejected) for ids in examples.ids])]).astype(
+        np.int64
+    )
+
+
+def _read(path: Path, count: int) -> Tensor | None:
+    """What _write wrote, or None where it is missing, cut, damaged or of another size."""
+    try:
+        digest, data = (content := path.read_bytes())[:32], content[32:]
+    except OSError:
+        return None
+    if len(data) != 4 * count or hashlib.sha256(data).digest() != digest:
+        return None
+    os.utime(path)
+    return torch.frombuffer(bytearray(data), dtype=torch.float32)
+
+
+def _write(path: Path, logps: Tensor) -> None:
+    """The SHA-256 of the numbers, then the numbers. A cache that cannot be written costs time only."""
+    data = logps.numpy().tobytes()
+    with suppress(UserError), whole(path, binary=True) as file:
+        file.write(hashlib.sha256(data).digest() + data)
+    for old in sorted(path.parent.glob("*"), key=lambda other: -other.stat().st_mtime)[KEEP:]:
+        old.unlink(missing_ok=True)

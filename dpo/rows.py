@@ -2,10 +2,10 @@
 
     prompt  10 11 12     chosen  20 21 0     rejected  30 0         (0 is end-of-text)
 
-    tokens     10 11 | 12 20 21 | 12 30 |  0
-    targets     .  . | 20 21  0 | 30  0 |  .        . is IGNORE
-    positions   0  1 |  2  3  4 |  2  3 |  0
-    branch      0  0 |  1  1  1 |  2  2 | -1        0 trunk  1 chosen  2 rejected  -1 padding
+    tokens     10 11 | 12 20 21 | 12 30
+    targets     .  . | 20 21  0 | 30  0        . is IGNORE
+    positions   0  1 |  2  3  4 |  2  3
+    branch      0  0 |  1  1  1 |  2  2        0 trunk  1 chosen  2 rejected
 
     may look:  key is not later, and key is in the trunk or in the query's own branch
 
@@ -14,24 +14,35 @@ places restart where the trunk ends. A row is P - 1 + C + R tokens long where tw
 and each answer has exactly the log-probability, and the gradient, that it would have alone (tests/test_rows.py).
 An SFT row is a row with one branch.
 
-Shapes: B rows, T tokens in the longest row, P, C, R tokens of prompt, chosen, rejected.
+A batch is the rows of several pairs one behind the other, so that there is no padding; and what all prompts begin with,
+such as a template, is read once for all of them. A second pair, prompt 10 13, chosen 40 0, rejected 0:
+
+    tokens     10 | 11 | 12 20 21 | 12 30 |  13 40 | 13        the second has no trunk of its own
+    targets     . |  . | 20 21  0 | 30  0 |  40  0 |  0
+    positions   0 |  1 |  2  3  4 |  2  3 |   1  2 |  1
+    answer      . |  . |  0  0  0 |  1  1 |   2  2 |  3        2 x pair, + 1 for rejected; -1 elsewhere
+
+    may look:  the same: key is not later, and in a piece above the query's or in its own (gpt/attention.py)
+
+Shapes: B pairs, T tokens in a batch, S of them in answers, P, C, R tokens of prompt, chosen, rejected.
 """
 
+import os.path
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 from tqdm import tqdm
 
 from data.pairs import Pair
-from gpt.model import GPT, IGNORE
+from gpt.attention import Tree
+from gpt.model import IGNORE
 from gpt.parallel import process_rank
 from gpt.tokenizer import Tokenizer
 from gpt.vocabulary import END_OF_TEXT
 
-TRUNK, CHOSEN, REJECTED, PADDING = 0, 1, 2, -1
+TRUNK, CHOSEN, REJECTED = 0, 1, 2
 
 
 class Ids(NamedTuple):
@@ -57,15 +68,20 @@ class Row(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Rows of equal length, padded at the right: four tensors (B, T)."""
+    """The rows of B pairs one behind the other. What a device needs comes first."""
 
-    tokens: Tensor
-    targets: Tensor
-    positions: Tensor
-    branch: Tensor
+    tokens: Tensor  # (1, T)
+    targets: Tensor  # (1, T)
+    positions: Tensor  # (1, T)
+    places: Tensor  # (S,): where in the row the answers stand
+    answer: Tensor  # (S,): whose place it is, 2 x pair, + 1 for a rejected answer
+    lengths: Tensor  # (B,): tokens of each pair's own row
+    tree: Tree
+    pairs: int  # B
+    padding: int  # tokens that belong to nobody
 
     def to(self, device) -> "Batch":
-        return Batch(*(part.to(device, non_blocking=True) for part in self))
+        return Batch(*(part.to(device, non_blocking=True) for part in self[:6]), *self[6:])
 
 
 def encode(
@@ -108,40 +124,40 @@ def make_row(prompt: Sequence[int], *answers: Sequence[int]) -> Row:
     return Row(tokens, targets, positions, branch)
 
 
-def collate(rows: Sequence[Row]) -> Batch:
-    """Rows to a batch. Padding is known by its branch, never by a token id."""
-    T = max(len(row.tokens) for row in rows)
+def collate(rows: Sequence[Row], multiple: int = 1) -> Batch:
+    """Rows to a batch, of a length that is a multiple of `multiple`: padding hangs from the root and has no targets."""
+    trunks = [[token for token, branch in zip(row.tokens, row.branch) if branch == TRUNK] for row in rows]
+    shared = len(os.path.commonprefix(trunks))
+    columns = [list(column[:shared]) for column in rows[0][:3]]
+    answer, sizes, parents = [-1] * shared, [shared], [-1]
+    for number, row in enumerate(rows):
+        for column, part in zip(columns, row):
+            column += part[shared:]
+        own = row.branch[shared:]
+        answer += [2 * number + branch - CHOSEN if branch else -1 for branch in own]
+        trunk = len(sizes)
+        sizes += [own.count(branch) for branch in (TRUNK, CHOSEN, REJECTED)]
+        parents += [0, trunk, trunk]
+    padding = -len(answer) % multiple
+    for column, filler in zip((*columns, answer), (0, IGNORE, 0, -1)):
+        column += [filler] * padding
+    tokens, targets, positions = torch.tensor(columns)[:, None]  # (1, T) each
+    of = torch.tensor(answer)
+    places = (of >= 0).nonzero()[:, 0]
+    tree = Tree((*sizes, padding), (*parents, 0))
+    lengths = torch.tensor([len(row.tokens) for row in rows])
+    return Batch(tokens, targets, positions, places, of[places], lengths, tree, len(rows), padding)
 
-    def column(name: str, filler: int) -> Tensor:
-        return torch.stack(
-            [pad(torch.tensor(getattr(row, name)), (0, T - len(row.tokens)), value=filler) for row in rows]
-        )
 
-    return Batch(column("tokens", 0), column("targets", IGNORE), column("positions", 0), column("branch", PADDING))
-
-
-def batch_of(pairs: Sequence[Ids], indices: Sequence[int]) -> Batch:
+def batch_of(pairs: Sequence[Ids], indices: Sequence[int], multiple: int = 1) -> Batch:
     """The batch of the pairs `indices`."""
-    return collate(
-        [make_row(ids.prompt, *filter(None, (ids.chosen, ids.rejected))) for ids in map(pairs.__getitem__, indices)]
-    )
+    rows = [make_row(ids.prompt, *filter(None, (ids.chosen, ids.rejected))) for ids in map(pairs.__getitem__, indices)]
+    return collate(rows, multiple)
 
 
-def may_look(branch: Tensor) -> Tensor:
-    """Who may look at whom: (B, 1, T, T) booleans, query by key, for the attention of every head.
-
-    Padding is a branch of its own, so that its queries too look at something and no softmax is over nothing.
-    """
-    key, query = branch[:, None, None, :], branch[:, None, :, None]
-    not_later = torch.ones(branch.shape[1], branch.shape[1], dtype=torch.bool, device=branch.device).tril()
-    return not_later & ((key == TRUNK) | (key == query))
-
-
-def token_logps(model: GPT, batch: Batch) -> Tensor:
-    """log p of each answer token, (B, T), 0 elsewhere: the one way in which policy and reference are asked."""
-    return model(batch.tokens, batch.targets, batch.positions, may_look(batch.branch))
-
-
-def answer_sums(values: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums of `values` (B, T) over the chosen and over the rejected answer: two of (B,)."""
-    return (values * (branch == CHOSEN)).sum(-1), (values * (branch == REJECTED)).sum(-1)
+def answer_sums(values: Tensor, batch: Batch) -> Tensor:
+    """Sums of `values` (S,) over each answer: (2, B), chosen and rejected. A row without a rejected answer has 0 there."""
+    answers = torch.arange(2 * batch.pairs, device=values.device)
+    own = batch.answer == answers[:, None]  # (2 B, S)
+    sums = torch.where(own, values, 0).sum(-1)  # in an order that does not vary, as that of index_add does on a GPU
+    return sums.view(batch.pairs, 2).T

@@ -9,25 +9,26 @@ from statistics import fmean
 
 import torch
 
+from dpo.forward import Way
 from dpo.metrics import TIE
-from dpo.reference import reference_scores
+from dpo.reference import reference_logps
 from dpo.start import Examples
-from dpo.step import Plan
 from gpt.model import GPT
+from gpt.weights import fingerprint
 
 
-def score_pairs(policy: GPT, reference: GPT, examples: Examples, plan: Plan) -> Iterator[dict]:
+def score_pairs(policy: GPT, reference: GPT, examples: Examples, beta: float, way: Way) -> Iterator[dict]:
     """For each pair in order: its row in the file, rewards, log-probabilities, lengths in tokens, and which answer wins.
 
     A row with one answer has what there is to say of one. Under torchrun every process must take part.
     """
     rows = list(range(len(examples.ids)))
     said, before = (
-        reference_scores(model.to(plan.world.device), examples.ids, rows, plan.micro, plan.autocast, plan.world)
+        reference_logps(model.to(way.world.device), examples, rows, way, fingerprint(model)).sums(examples)
         for model in (policy, reference)
     )  # (pairs, 2) each: chosen, rejected
     gains = said - before
-    rewards = plan.loss.beta * gains
+    rewards = beta * gains
     for i, (pair, ids) in enumerate(zip(examples.pairs, examples.ids)):
         line: dict = {"row": pair.row}
         for side, (answer, tokens) in enumerate((("chosen", ids.chosen), ("rejected", ids.rejected))):

@@ -7,13 +7,11 @@
 What happens in a step stands in dpo/step.py; what is checked before, in dpo/job.py.
 """
 
-import math
 import os
 import platform
 import sys
 import time
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -22,16 +20,19 @@ import torch
 from tqdm import tqdm
 
 from dpo.card import model_card
+from dpo.forward import Way
 from dpo.job import Job
-from dpo.order import pairs_met, pairs_of_step
-from dpo.reference import reference_scores
+from dpo.order import Limit, pairs_met, pairs_of_step
+from dpo.reference import Reference, no_reference, reference_logps
 from dpo.run_folder import SHOWN, RunFolder
 from dpo.step import Plan, add_gradients, held_out_metrics
+from dpo.watch import Done, Watch
 from gpt import precision
 from gpt.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from gpt.command import UserError, flag, run
 from gpt.lora import add_lora, merged, save_adapter, without_adapters
-from gpt.optim import adamw, learning_rate
+from gpt.memory import keep_freed_memory
+from gpt.optim import adamw, learning_rate, update
 from gpt.parallel import StopSignal, World, agree, join, peak_memory, replicate, say
 from gpt.weights import save_gpt
 
@@ -62,7 +63,7 @@ class Flags:
     epochs: int = flag(1, "passes over the pairs", "steps")
     steps: int = flag(0, "optimizer steps; 0: as many as the epochs give", "steps")
     batch: int = flag(64, "pairs per step, over all processes", "steps")
-    micro: int = flag(0, "pairs per forward pass and process; 0: what fits 2 GiB of activations", "steps")
+    micro: int = flag(0, "pairs per forward pass and process; 0: what fits half of the free memory", "steps")
     seed: int = flag(0, "of the order of pairs and of random weights", "steps")
     lr: float = flag(
         None,
@@ -84,6 +85,11 @@ class Flags:
     eval_every: int = flag(
         50, "steps between evaluations on held-out pairs; 0: at the start and the end only", "running"
     )
+    log_every: int = flag(
+        0,
+        "steps between looks at what a device computed; 0: 1 on cpu, 10 on others, which compute on meanwhile",
+        "running",
+    )
     save_every: int = flag(0, "steps between checkpoints; 0: at the end only", "running")
     resume: bool = flag(False, "continue the run in --out from its newest checkpoint", "running")
     device: str = flag("auto", "auto is cuda where there is one, else cpu", "running", ("auto", "cpu", "cuda", "mps"))
@@ -97,6 +103,7 @@ class Flags:
 
 
 def main(flags: Flags) -> int:
+    keep_freed_memory()
     job = Job(flags)
     if flags.dry_run:
         return 0
@@ -123,24 +130,13 @@ def train(job: Job, world: World) -> int:
         return 0
     torch.set_num_threads(settings["threads"])
     stop = StopSignal()
-    # a summed log-ratio before the first update: what the two precisions make of 0
-    rounding = 0.01 if settings["precision"] == "fp32" else 0.25
     policy = job.policy
     if flags.lora:
         add_lora(policy, flags.lora, flags.lora_alpha, flags.seed)
     say(job.describe(settings, folder, world), world)
     policy = policy.to(world.device)
-    plan = Plan(loss, settings["micro"], partial(precision.autocast, settings["precision"], world.device), world)
-    # a resumed run too asks for the pairs of all steps: other batches would round otherwise, and its bits would differ
-    met = pairs_met(steps, len(job.train.ids), flags.batch, flags.seed)
-    references = []
-    for examples, wanted in ((job.train, met), (job.held_out, list(range(len(job.held_out.ids))))):
-        # before the policy moves: unless --reference names another model, it is its own reference
-        model = (job.reference or policy).to(world.device)
-        wanted = wanted if loss.needs_reference else []
-        with without_adapters(policy):
-            references.append(reference_scores(model, examples.ids, wanted, plan.micro, plan.autocast, world))
-    job.reference = None  # its numbers are all that is needed
+    plan = Plan(loss, Way(Limit(settings["micro"], settings["tokens"]), settings["precision"], world))
+    train_reference, held_out_reference = references(job, settings, plan.way)
 
     optimizer = adamw(policy, flags.weight_decay)
     if found:
@@ -148,14 +144,21 @@ def train(job: Job, world: World) -> int:
     if world.is_main:
         versions = {"python": platform.python_version(), "torch": torch.__version__}
         folder.write_json(
-            "run.json", {"flags": job.record(), "settings": settings, "processes": world.size, "versions": versions}
+            "run.json",
+            {
+                "flags": job.record(),
+                "settings": settings,
+                "processes": world.size,
+                "versions": versions,
+                "reference": {"pairs": train_reference.computed, "seconds": round(train_reference.seconds, 3)},
+            },
         )
         folder.cut_metrics(done if found else -1)
     model = replicate(policy, world)
 
     def evaluate(step: int) -> None:
         if job.held_out.ids:
-            line = held_out_metrics(policy, job.held_out, references[1], plan)
+            line = held_out_metrics(policy, job.held_out, held_out_reference, plan)
             if world.is_main:
                 folder.log({"step": step, "split": "held-out", **line})
 
@@ -172,33 +175,24 @@ def train(job: Job, world: World) -> int:
         unit="step",
         disable=not world.is_main,
     )
+    watch = Watch(loss, job.train)
+    log_every = flags.log_every or (1 if world.device.type == "cpu" else 10)
     for step in bar:
-        began = time.perf_counter()
         torch.manual_seed((flags.seed * 1_000_003 + step) * 4096 + world.rank)  # for dropout, and nothing else
         model.train()
         indices = pairs_of_step(step, len(job.train.ids), flags.batch, flags.seed)
-        unmoved = step == 1 and loss.needs_reference and not flags.reference and not flags.dropout
-        line = add_gradients(model, job.train, references[0], indices, plan, rounding if unmoved else None)
-        grad_norm = float(torch.nn.utils.clip_grad_norm_(policy.parameters(), flags.grad_clip or math.inf))
-        if not math.isfinite(line["loss"] + grad_norm):
-            rows = ", ".join(str(job.train.pairs[i].row) for i in indices)
-            raise UserError(
-                f"step {step}: the loss is {line['loss']}, the gradient's norm {grad_norm}; nothing was updated. Try a lower "
-                f"--lr or --precision fp32. The step's pairs are rows {rows}"
-            )
+        totals, log_ratio = add_gradients(model, job.train, train_reference, indices, plan)
+        if step == 1 and loss.needs_reference and not flags.reference and not flags.dropout:
+            check_unmoved(float(log_ratio), settings["precision"])
         rate = learning_rate(step, steps, job.lr, flags.warmup)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.step()
-        optimizer.zero_grad()
-        line |= {
-            "grad_norm": grad_norm,
-            "learning_rate": rate,
-            "pairs_per_second": line["pairs"] / (time.perf_counter() - began),
-        }
-        if world.is_main:
-            folder.log({"step": step, "split": "train", **line})
-            bar.set_postfix({short: f"{line[name]:.3g}" for short, name in BAR.items() if name in line})
+        norm = update(optimizer, rate, flags.grad_clip, totals.sound)
+        watch.waiting.append(Done(step, indices, totals, norm, rate))
+        if not (due(step, log_every) or due(step, flags.save_every) or due(step, flags.eval_every)):
+            continue
+        for line in watch.lines():
+            if world.is_main:
+                folder.log(line)
+                bar.set_postfix({short: f"{line[name]:.3g}" for short, name in BAR.items() if name in line})
         stopped = stop.on_any(world)
         if world.is_main and (stopped or due(step, flags.save_every)):
             save_checkpoint(folder.checkpoints, policy, optimizer, {"step": step, "settings": settings})
@@ -207,6 +201,7 @@ def train(job: Job, world: World) -> int:
             return 143
         if due(step, flags.eval_every):
             evaluate(step)
+        watch.restart()
     bar.close()
     if world.is_main:
         if flags.lora and not job.origin.startswith("random:"):  # whose base stands nowhere
@@ -217,6 +212,31 @@ def train(job: Job, world: World) -> int:
         say(f"held out {held_out}", world)
     say(f"done     {folder.model}, peak memory {peak_memory(world.device) / 2**30:.2f} GiB a process", world)
     return 0
+
+
+def references(job: Job, settings: dict, way: Way) -> tuple[Reference, Reference]:
+    """What the reference says of the pairs that will be met, and of the held-out ones. It is not needed any more then."""
+    flags, found = job.flags, []
+    # a resumed run too asks for the pairs of all steps: other batches would round otherwise, and its bits would differ
+    met = pairs_met(job.steps, len(job.train.ids), flags.batch, flags.seed)
+    for examples, wanted in ((job.train, met), (job.held_out, range(len(job.held_out.ids)))):
+        if not job.loss.needs_reference:
+            found.append(no_reference(examples))
+            continue
+        # before the policy moves: unless --reference names another model, it is its own reference
+        model = (job.reference or job.policy).to(way.world.device)
+        sha256 = settings["reference_sha256"] or settings["init_sha256"]
+        with without_adapters(job.policy):
+            found.append(reference_logps(model, examples, wanted, way, sha256))
+    job.reference = None
+    return found[0], found[1]
+
+
+def check_unmoved(log_ratio: float, numbers: str) -> None:
+    """Raises RuntimeError where a log-ratio is more than rounding though the policy is the reference still: then the two
+    are asked in different ways, and every later figure would be wrong."""
+    if not log_ratio <= {"fp32": 0.01, "bf16": 0.25}[numbers]:
+        raise RuntimeError(f"before the first update the policy is the reference, but a log-ratio is {log_ratio:.3g}")
 
 
 BAR = SHOWN | {"pairs/s": "pairs_per_second"}

@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
+from typing import IO
 
 from safetensors import SafetensorError
 
@@ -13,8 +13,8 @@ from gpt.command import UserError
 
 
 @contextmanager
-def whole(path: str | Path) -> Iterator[TextIO]:
-    """A text file to write, UTF-8, which takes the place of `path` at the end of the block and not before.
+def whole(path: str | Path, binary: bool = False) -> Iterator[IO]:
+    """A file to write, UTF-8 text or bytes, which takes the place of `path` at the end of the block and not before.
 
     Its folder is made where it is missing. Raises UserError, naming the path, where the system refuses.
     """
@@ -24,7 +24,7 @@ def whole(path: str | Path) -> Iterator[TextIO]:
     part = path.with_name(path.name + ".part")
     with _named(path, part):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "w", encoding="utf-8", newline="\n") as file:
+        with open(part, "wb") if binary else open(part, "w", encoding="utf-8", newline="\n") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -72,3 +72,9 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def cache_folder(name: str) -> Path:
+    """Where what can be computed again is kept: $GPT_DPO_CACHE, or gpt-dpo in the user's cache folder; in it `name`."""
+    kept = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("GPT_DPO_CACHE") or Path(kept) / "gpt-dpo") / name

@@ -7,8 +7,8 @@ The second form is all that training needs: SFT is the mean of `logp`, a prefere
 the reference is the same call without gradients. The projection to the vocabulary, 31 % of GPT-2's matrix products
 at 124M parameters, runs only where there is a target.
 
-`positions` and `mask` let one row hold more than one line of text (dpo/rows.py has the picture); without them a row
-is plain left-to-right text. Modules bear Hugging Face's names, so that reading its weights is a transpose of four.
+`positions` and `look` let one row hold more than one line of text (gpt/attention.py has the picture); without them a
+row is plain left-to-right text. Modules bear Hugging Face's names, so that reading its weights is a transpose of four.
 
 Radford et al. 2019, "Language Models are Unsupervised Multitask Learners": pre-norm blocks, learned positions, GELU in
 its tanh form, input and output embeddings tied.
@@ -17,6 +17,7 @@ Shapes: B rows, T tokens in a row, C channels, H heads, D = C / H, V vocabulary,
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -24,6 +25,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+
+from gpt.head import target_logps
 
 IGNORE = -100  # a target that is not scored; the value F.cross_entropy ignores by default
 
@@ -76,6 +79,10 @@ SIZES = {
 }
 
 
+# Who may look at whom: a boolean mask, a function (gpt/attention.py), or None where a row is one line of text.
+Look = Tensor | Callable[..., Tensor] | None
+
+
 class Attention(nn.Module):
     def __init__(self, config: GPTConfig, layer: int):
         super().__init__()
@@ -86,22 +93,25 @@ class Attention(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)  # query, key and value of every head at once
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
 
-    def forward(self, x: Tensor, mask: Tensor | None, cache=None) -> Tensor:
+    def forward(self, x: Tensor, look: Look, cache=None, wanted: Tensor | None = None) -> Tensor:
         B, T, C = x.shape
         q, k, v = self.c_attn(x).view(B, T, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)  # 3 x (B, H, T, D)
         if cache is not None:
             k, v = cache.append(k, v)  # (B, H, all tokens so far, D)
         if self.upcast:
             with torch.autocast(x.device.type, enabled=False):
-                y = self._attend(q.float(), k.float(), v.float(), mask).to(q.dtype)
+                y = self._attend(q.float(), k.float(), v.float(), look).to(q.dtype)
         else:
-            y = self._attend(q, k, v, mask)
-        return self.c_proj(y.transpose(1, 2).reshape(B, T, C))
+            y = self._attend(q, k, v, look)
+        y = y.transpose(1, 2).reshape(B, T, C)
+        return self.c_proj(y if wanted is None else y.flatten(0, 1)[wanted])
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, look: Look) -> Tensor:
         dropout = self.dropout if self.training else 0.0
-        causal = mask is None and q.shape[2] > 1  # one token alone may look at all that came before it
-        return F.scaled_dot_product_attention(q, k, v, mask, dropout, causal, scale=self.scale)
+        if callable(look):
+            return look(q, k, v, dropout, self.scale)
+        causal = look is None and q.shape[2] > 1  # one token alone may look at all that came before it
+        return F.scaled_dot_product_attention(q, k, v, look, dropout, causal, scale=self.scale)
 
 
 class MLP(nn.Module):
@@ -125,8 +135,9 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.drop = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, mask: Tensor | None, cache=None) -> Tensor:
-        x = x + self.drop(self.attn(self.ln_1(x), mask, cache))
+    def forward(self, x: Tensor, look: Look, cache=None, wanted: Tensor | None = None) -> Tensor:
+        y = self.attn(self.ln_1(x), look, cache, wanted)
+        x = (x if wanted is None else x.flatten(0, 1)[wanted]) + self.drop(y)
         return x + self.drop(self.mlp(self.ln_2(x)))
 
 
@@ -193,12 +204,14 @@ class GPT(nn.Module):
         tokens: Tensor,
         targets: Tensor | None = None,
         positions: Tensor | None = None,
-        mask: Tensor | None = None,
+        look: Look = None,
+        places: Tensor | None = None,
     ) -> Tensor:
         """Logits (B, T, V) of the next token; with `targets`, log p(target) (B, T) in float32, 0 where IGNORE.
 
-        tokens, targets, positions: (B, T) integers; positions default to 0 .. T-1. mask: boolean, broadcast to
-        (B, H, T, T), True where the query (row) may look at the key (column); default: not later than itself.
+        tokens, targets, positions: (B, T) integers; positions default to 0 .. T-1. look: which keys a query may look at;
+        default: those not later than itself. As booleans it is broadcast to (B, H, T, T), query by key. places: (N,) where
+        the targets stand that are not IGNORE, counted through all rows; who knows them saves a GPU from being waited for.
         """
         if positions is None:
             if tokens.shape[1] > self.config.n_positions:
@@ -206,24 +219,34 @@ class GPT(nn.Module):
                     f"{tokens.shape[1]} tokens in a row, but the model has {self.config.n_positions} positions"
                 )
             positions = torch.arange(tokens.shape[1], device=tokens.device)
-        x = self.hidden(tokens, positions, mask)  # (B, T, C)
         if targets is None:
-            return self.lm_head(x)
-        scored = targets != IGNORE  # (B, T), N of them
-        logits = self.lm_head(x[scored]).float()  # (N, V); the softmax is float32 whatever the products are
-        logp = torch.zeros(targets.shape, device=x.device)
-        logp[scored] = -F.cross_entropy(logits, targets[scored], reduction="none")
-        return logp
+            return self.lm_head(self.hidden(tokens, positions, look))
+        if places is None:
+            places = (targets.flatten() != IGNORE).nonzero()[:, 0]  # (N,)
+        x = self.hidden(tokens, positions, look, wanted=places)  # (N, C)
+        logps = target_logps(x, self.lm_head.weight, targets.flatten()[places]).float()
+        return torch.zeros(targets.numel(), device=x.device).index_put((places,), logps).view_as(targets)
 
     def hidden(
-        self, tokens: Tensor, positions: Tensor, mask: Tensor | None = None, cache: list | None = None
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        look: Look = None,
+        cache: list | None = None,
+        wanted: Tensor | None = None,
     ) -> Tensor:
         """What the head is applied to, (B, T, C). Sampling calls it, to apply the head to the last column alone.
 
-        cache: one object for each layer that keeps keys and values (gpt/cache.py).
+        cache: one object for each layer that keeps keys and values (gpt/cache.py). wanted: (N,) places, counted through
+        all rows, that the head will be applied to; then (N, C), and the last layer does nothing for the others but keys
+        and values.
         """
         gpt = self.transformer
-        x = gpt["drop"](gpt["wte"](tokens) + gpt["wpe"](positions))
-        for i, block in enumerate(gpt["h"]):
-            x = block(x, mask, cache and cache[i])
-        return gpt["ln_f"](x)
+        # a tied head makes a gradient of every row; to add the few rows of these tokens to it, they come as they are
+        sparse = wanted is not None and self.config.tie_word_embeddings
+        x = F.embedding(tokens, gpt["wte"].weight, sparse=sparse) + gpt["wpe"](positions)
+        x = gpt["drop"](x)
+        *blocks, last = gpt["h"]
+        for i, block in enumerate(blocks):
+            x = block(x, look, cache and cache[i])
+        return gpt["ln_f"](last(x, look, cache and cache[-1], wanted))

@@ -7,7 +7,7 @@ biases and the gains of layer norms, which set a scale and do not grow with the 
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def adamw(model: nn.Module, weight_decay: float) -> torch.optim.AdamW:
@@ -18,6 +18,25 @@ def adamw(model: nn.Module, weight_decay: float) -> torch.optim.AdamW:
         {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), fused=True)
+
+
+def update(optimizer: torch.optim.AdamW, rate: float, clip: float, sound: Tensor) -> Tensor:
+    """One step of AdamW at this rate, the gradient's norm cut to `clip` (0: no limit). Returns the norm before.
+
+    Where `sound` is False or the norm is not finite nothing is changed, now or in any later step. Both happen inside the
+    fused kernel, which was made for gradients scaled by a GradScaler: it divides by `grad_scale` and looks at `found_inf`
+    as it goes over the weights. So clipping takes no pass of its own over the gradients, and no GPU is waited for.
+    """
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.grad_scale = (norm / clip).clamp(min=1.0) if clip else torch.ones_like(norm)
+    broken = (~(norm.isfinite() & sound)).float()
+    optimizer.found_inf = torch.maximum(getattr(optimizer, "found_inf", broken), broken)
+    optimizer.step()
+    optimizer.zero_grad()
+    return norm
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:

@@ -1,9 +1,10 @@
-"""A model whose matrices lie in memory as the processor reads them fastest, for sampling on a CPU.
+"""A model whose matrices lie in memory as the processor reads them fastest, to be asked on a CPU without gradients.
 
     twin = packed(model)        # computes what `model` does, for as long as the model does not change
 
 A product with a few rows, as in sampling, is bound by reading the matrix. In oneDNN's blocked order it is read twice as
-fast as row by row (README.md has the figures), and the numbers are of the same precision.
+fast as row by row (README.md has the figures), and the numbers are of the same precision. With many rows, as in the
+reference pass, a tenth is gained, since each product would put the matrix into that order for itself.
 torch.compile's CPU backend uses the same two operators when weights are frozen. The price is a second copy of the
 matrices while the twin lives, and as much time as about ten tokens take.
 """
@@ -18,19 +19,27 @@ from torch import Tensor, nn
 class PackedLinear(nn.Module):
     """y = x W^T + b, with W in oneDNN's order."""
 
-    def __init__(self, linear: nn.Linear):
+    def __init__(self, linear: nn.Linear, dtype: torch.dtype):
         super().__init__()
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
-        self.bias = linear.bias
+        self.weight = linear.weight  # for who needs the matrix itself, as the head with targets does (gpt/head.py)
+        self.ordered = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().to(dtype))
+        self.bias = None if linear.bias is None else linear.bias.detach().to(dtype)
+        self.dtype = dtype
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        return torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), self.ordered, self.bias, "none", [], "")
 
 
-def packed(model: nn.Module) -> nn.Module:
-    """A twin of `model` in eval mode, whose linear layers are packed where that helps. Packing a twin costs nothing more."""
+def packed(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+    """A twin of `model` in eval mode, whose linear layers are packed where that helps. Packing a twin costs nothing more.
+
+    dtype: what its products run in, as under autocast and bit for bit the same; default: the model's own.
+    """
     first = next(model.parameters())
-    return _twin(model, pack=first.device.type == "cpu" and _available(first.dtype))
+    # autocast would hand bfloat16 to float32 matrices
+    own = dtype is None and not torch.is_autocast_enabled("cpu")
+    wanted = first.dtype if dtype is None else dtype
+    return _twin(model, wanted if first.device.type == "cpu" and (own or dtype) and _available(wanted) else None)
 
 
 def _available(dtype: torch.dtype) -> bool:
@@ -41,14 +50,13 @@ def _available(dtype: torch.dtype) -> bool:
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
         and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
         and (dtype is torch.float32 or dtype is torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
-        and not torch.is_autocast_enabled("cpu")  # which would hand bfloat16 to float32 matrices
     )
 
 
-def _twin(module: nn.Module, pack: bool) -> nn.Module:
-    if pack and type(module) is nn.Linear:
-        return PackedLinear(module)
+def _twin(module: nn.Module, dtype: torch.dtype | None) -> nn.Module:
+    if dtype and type(module) is nn.Linear:
+        return PackedLinear(module, dtype)
     twin = copy.copy(module)
     twin.training = False
-    twin._modules = {name: child and _twin(child, pack) for name, child in module._modules.items()}
+    twin._modules = {name: child and _twin(child, dtype) for name, child in module._modules.items()}
     return twin

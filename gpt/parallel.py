@@ -79,10 +79,15 @@ def process_count() -> int:
     return int(os.environ["WORLD_SIZE"] if _under_torchrun() else os.environ.get("PLANNED_PROCESSES", 1))
 
 
+def processes_here() -> int:
+    """How many of them share this machine's memory."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if _under_torchrun() else 1
+
+
 def check_device(name: str) -> torch.device:
     """The device of this process. Raises UserError where there is none, for this process or one beside it."""
     local_rank = int(os.environ["LOCAL_RANK"]) if _under_torchrun() else 0
-    beside = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if _under_torchrun() else process_count()
+    beside = processes_here() if _under_torchrun() else process_count()
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda":
@@ -118,6 +123,13 @@ def add_up(values: Tensor, world: World) -> Tensor:
     return values
 
 
+def spread(values: Tensor, world: World) -> Tensor:
+    """The main process's `values` on every process, in place."""
+    if world.size > 1:
+        dist.broadcast(values, src=0)
+    return values
+
+
 def agree(text: str, world: World) -> str:
     """The main process's `text` (at most 1,000 bytes of UTF-8), on every process."""
     if world.size == 1:
@@ -125,8 +137,7 @@ def agree(text: str, world: World) -> str:
     letters = torch.zeros(1000, dtype=torch.uint8, device=world.device)
     encoded = text.encode()
     letters[: len(encoded)] = torch.tensor(list(encoded), dtype=torch.uint8)
-    dist.broadcast(letters, src=0)
-    return bytes(letters.tolist()).rstrip(b"\0").decode()
+    return bytes(spread(letters, world).tolist()).rstrip(b"\0").decode()
 
 
 def say(line: str, world: World, file: TextIO | None = None) -> None:

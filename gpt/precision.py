@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 CHOICES = ("auto", "fp32", "bf16")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SMALL = 10_000_000  # parameters; on CPU the products of smaller models gain nothing from bfloat16 (measured at 1M)
 
 

@@ -1,0 +1,71 @@
+"""A forward pass over pairs: the one way in which policy and reference are asked.
+
+    logps, batch = ask(model, pairs, rows, way)       # log p of every answer token of these rows
+
+Both take the same numeric path, so that before the first update every log-ratio is 0 to rounding.
+"""
+
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dpo.order import Limit
+from dpo.rows import Batch, Ids, batch_of
+from gpt import precision
+from gpt.attention import looking
+from gpt.model import GPTConfig
+from gpt.parallel import World, processes_here
+
+ANY = 2**31  # of pairs or tokens, no limit
+
+
+class Way(NamedTuple):
+    """How models are asked, in training, for the reference and in evaluation alike."""
+
+    limit: Limit  # of one forward pass of this process
+    precision: str  # "fp32" or "bf16"
+    world: World
+
+
+def ask(model: nn.Module, pairs: Sequence[Ids], rows: Sequence[int], way: Way) -> tuple[Tensor, Batch]:
+    """log p of each answer token of the pairs `rows`, (S,) float32, in the order of the batch that comes with it."""
+    device = way.world.device
+    multiple = 128 if device.type == "cuda" else 1  # a GPU has a kernel chosen for each new length
+    batch = batch_of(pairs, rows, multiple).to(device)
+    look = looking(batch.tree, device, precision.DTYPES[way.precision])
+    with precision.autocast(way.precision, device):
+        logps = model(batch.tokens, batch.targets, batch.positions, look, batch.places)
+    return logps[0, batch.places], batch
+
+
+def fitting(config: GPTConfig, device: torch.device, reserved: int = 0, micro: int = 0) -> Limit:
+    """What a forward pass with its backward may take: `micro` pairs, or (0) what fits half of the device's free memory.
+
+    reserved: bytes that other things, not there yet, will take. On CPU no more than 2,048 tokens: beyond that nothing
+    gets faster (tests/bench/LOG.md).
+    """
+    if micro:
+        return Limit(micro, ANY)
+    if device.type == "cuda":
+        free, most = torch.cuda.mem_get_info(device)[0], 32768
+    else:
+        free, most = _free_memory() // processes_here(), 2048
+    # floats a token: 34 C in each layer (measured: tests/bench/LOG.md) and, as if all were answers, its logits
+    each = 4 * (34 * config.n_embd * config.n_layer + config.vocab_size)
+    return Limit(ANY, max(1, min((free - reserved) // 2 // each, most)))
+
+
+def _free_memory() -> int:
+    """Bytes that can be had without swapping; where the system does not tell, 4 GiB."""
+    try:
+        lines = dict(line.split(":") for line in open("/proc/meminfo", encoding="ascii"))
+        return 1024 * int(lines["MemAvailable"].split()[0])
+    except (OSError, KeyError, ValueError):
+        pass
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):
+        return 4 * 2**30

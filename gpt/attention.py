@@ -1,0 +1,146 @@
+"""Who may look at whom, in a row that holds more than one line of text, and two ways to compute it.
+
+A row is cut into pieces that form a tree. Two questions that begin alike, the second with two answers:
+
+    tokens      10 11 | 12 20 | 13 | 30 31 | 40
+    piece         0   |   1   | 2  |   3   |  4
+    parent      none  |   0   | 0  |   2   |  2         10 11 13 30 31 is one line of text, 10 11 12 20 another
+
+    may look:   the key's piece is the query's own or one above it, and the key is not later
+
+A line of text is a path from the root, so every token sees exactly what it would see in a row of its own, and what
+lines have in common is computed once.
+
+    look = looking(tree, device, dtype)       # once for a row
+    model(tokens, targets, positions, look)   # each layer calls look(q, k, v, dropout, scale)
+
+Shapes: H heads, T tokens of the row, D channels of a head, K keys of all pieces, those above counted for each.
+"""
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from itertools import accumulate
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:  # torch older than 2.10, or built without it
+    varlen_attn = None
+
+
+class Tree(NamedTuple):
+    """The tokens of each piece, in the order of the row, and the piece that each hangs from.
+
+    The first piece is the root: it hangs from none (-1) and may be empty. What hangs from a piece follows it at once.
+    """
+
+    sizes: tuple[int, ...]
+    parents: tuple[int, ...]
+
+    @property
+    def paths(self) -> list[list[int]]:
+        """For each piece the ones above it, from the root, and itself."""
+        found: list[list[int]] = []
+        for piece, parent in enumerate(self.parents):
+            found.append([*(found[parent] if piece else ()), piece])
+        return found
+
+    @property
+    def spans(self) -> list[tuple[int, int]]:
+        """The first token of each piece and the one behind its last."""
+        ends = list(accumulate(self.sizes))
+        return list(zip([0, *ends], ends))
+
+
+def may_look(tree: Tree) -> Tensor:
+    """The definition: (T, T) booleans, query by key. Both ways below are held to it."""
+    on_path = torch.zeros(len(tree.sizes), len(tree.sizes), dtype=torch.bool)
+    for piece, path in enumerate(tree.paths):
+        on_path[piece, path] = True
+    piece = torch.repeat_interleave(torch.arange(len(tree.sizes)), torch.tensor(tree.sizes))  # (T,)
+    return on_path[piece][:, piece].tril()
+
+
+def looking(tree: Tree, device: torch.device, dtype: torch.dtype) -> Callable[..., Tensor]:
+    """The fastest way on this device: a function (q, k, v, dropout, scale) -> y, all (1, H, T, D).
+
+    dtype: what matrix products run in.
+    """
+    if device.type == "cuda" and varlen_attn is not None and dtype is not torch.float32:
+        return partial(by_path, tree, lines(tree, device))
+    return partial(by_branch, branches(tree, device))
+
+
+class Branch(NamedTuple):
+    """A piece that hangs from the root, with all below it: a span of the row."""
+
+    size: int
+    mask: Tensor  # (size, root + size): by keys of the root, then its own
+
+
+def branches(tree: Tree, device: torch.device | str = "cpu") -> tuple[int, list[Branch]]:
+    """The tokens of the root, and the branches."""
+    root, found = tree.sizes[0], []
+    tops = [piece for piece, parent in enumerate(tree.parents) if parent == 0]
+    for first, after in zip(tops, [*tops[1:], len(tree.sizes)]):
+        parents = [parent and parent - first + 1 for parent in tree.parents[first:after]]
+        mask = may_look(Tree((root, *tree.sizes[first:after]), (-1, *parents)))[root:]
+        found.append(Branch(len(mask), mask.to(device)))
+    return root, found
+
+
+def by_branch(tree: tuple[int, list[Branch]], q: Tensor, k: Tensor, v: Tensor, dropout: float, scale: float) -> Tensor:
+    """A call for the root and one for each branch, each as long as it is, so that nothing is padded.
+
+    In float32 whatever the other products are: on CPU that is the faster of the two (tests/bench/LOG.md).
+    """
+    root, parts = tree
+    one = partial(scaled_dot_product_attention, dropout_p=dropout, scale=scale)
+    with torch.autocast(q.device.type, enabled=False):
+        sizes = [root, *(branch.size for branch in parts)]
+        (q0, *qs), (k0, *ks), (v0, *vs) = (part.float().split(sizes, dim=2) for part in (q, k, v))
+        found = [one(q0, k0, v0, is_causal=True)] if root else []
+        for branch, qi, ki, vi in zip(parts, qs, ks, vs):
+            found.append(one(qi, torch.cat([k0, ki], dim=2), torch.cat([v0, vi], dim=2), branch.mask))
+        return torch.cat(found, dim=2).to(q.dtype)
+
+
+class Lines(NamedTuple):
+    """Each piece as queries, its path as keys, in the form that kernels for ragged batches take."""
+
+    keys: Tensor  # (K,) places in the row
+    query_ends: Tensor  # (pieces + 1,) int32: 0 and the running sums
+    key_ends: Tensor
+    most_queries: int
+    most_keys: int
+
+
+def lines(tree: Tree, device: torch.device | str = "cpu") -> Lines:
+    """The lines of text of a row. Empty pieces ask nothing."""
+    spans = tree.spans
+    asking = [piece for piece, size in enumerate(tree.sizes) if size]
+    keys = [[place for above in tree.paths[piece] for place in range(*spans[above])] for piece in asking]
+    queries, looked_at = [tree.sizes[piece] for piece in asking], [len(places) for places in keys]
+    places = torch.tensor([place for line in keys for place in line], device=device)
+    ends = (torch.tensor([0, *accumulate(sizes)], dtype=torch.int32, device=device) for sizes in (queries, looked_at))
+    return Lines(places, *ends, max(queries), max(looked_at))
+
+
+def by_path(tree: Tree, lines: Lines, q: Tensor, k: Tensor, v: Tensor, dropout: float, scale: float) -> Tensor:
+    """One call of the ragged flash kernel. Of fewer queries than keys it takes them for the last: the end of the path."""
+    if dropout:  # which the kernel does not have
+        return by_branch(branches(tree, q.device), q, k, v, dropout, scale)
+    q, k, v = (part[0].transpose(0, 1) for part in (q, k, v))  # (T, H, D)
+    q = q * (scale * q.shape[-1] ** 0.5)  # the kernel's own is 1 / sqrt(D), in torch 2.10 the only one
+    causal = (
+        {"is_causal": True} if "is_causal" in inspect.signature(varlen_attn).parameters else {"window_size": (-1, 0)}
+    )
+    y = varlen_attn(
+        q, k[lines.keys], v[lines.keys], lines.query_ends, lines.key_ends, lines.most_queries, lines.most_keys, **causal
+    )
+    return y.transpose(0, 1)[None]
