@@ -1,6 +1,8 @@
 """What several tests share: a toy model, a small vocabulary, random pairs of ids, and the folder ../shared."""
 
+import os
 import signal
+import tempfile
 from pathlib import Path
 from random import Random
 
@@ -19,6 +21,11 @@ settings.load_profile("toy")
 
 # A shell starts background jobs with Ctrl+C ignored, and whom they start inherits that: tests that send it need it heard.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# What the tests compute is kept for the length of the tests, and nothing that was kept before is used. Set here, before
+# tests/processes.py takes down the variables for the processes that tests start.
+CACHE = tempfile.TemporaryDirectory(prefix="gpt-dpo-tests-")
+os.environ["GPT_DPO_CACHE"] = CACHE.name
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -1,10 +1,12 @@
 """dpo/metrics.py: sums over pairs against arithmetic, added up over micro-batches and divided last."""
 
+import math
+
 import pytest
 import torch
 
 from dpo.losses import Scores, parse_loss
-from dpo.metrics import averages, sums
+from dpo.metrics import Totals, sums
 from dpo.rows import Ids, batch_of
 from gpt.parallel import World
 
@@ -20,18 +22,23 @@ IDS = [
 ]
 
 
-def micro(rows: list[int], loss, weight: float = 1.0) -> dict[str, torch.Tensor]:
+def averages(micro_sums: list[dict[str, torch.Tensor]], loss) -> dict[str, float]:
+    """The metrics of a step that had these micro-batches, in one process."""
+    return Totals.of(micro_sums, ALONE).averages(loss)
+
+
+def micro(rows: list[int], loss, weight: float = 1.0, multiple: int = 1) -> dict[str, torch.Tensor]:
     """The sums of the pairs `rows` as one micro-batch."""
     four = torch.tensor([SAID[i] for i in rows]).unbind(1)
     scores = Scores(
         *four, *(torch.tensor([float(len(getattr(IDS[i], side))) for i in rows]) for side in ("chosen", "rejected"))
     )
-    return sums(scores, loss(scores), batch_of(IDS, rows), torch.full((len(rows),), weight), loss)
+    return sums(scores, loss(scores), batch_of(IDS, rows, multiple), torch.full((len(rows),), weight), loss)
 
 
 def test_every_metric_is_what_arithmetic_over_the_pairs_gives():
     loss = parse_loss("dpo(beta=0.5)")
-    line = averages([micro([0, 1, 2, 3], loss)], loss, ALONE)
+    line = averages([micro([0, 1, 2, 3], loss)], loss)
     gain_chosen, gain_rejected = [1, -1, 0, 2], [-1, 0, 0, -1]
     expected = {
         "loss": sum(
@@ -49,62 +56,70 @@ def test_every_metric_is_what_arithmetic_over_the_pairs_gives():
         "length/rejected": (2 + 5 + 1 + 2) / 4,
         "pairs": 4,
         "tokens": 8 + 8 + 3 + 11,
-        "padding": 1 - (8 + 8 + 3 + 11) / (4 * 11),
+        "padding": 0,
     }
     assert line == pytest.approx(expected) and line.keys() == expected.keys()
     assert isinstance(line["pairs"], int) and isinstance(line["tokens"], int)
+    # the four prompts begin with a 1, which three have in their trunk: nothing is in common to all
+    padded = averages([micro([0, 1, 2, 3], loss, multiple=64)], loss)
+    assert padded == pytest.approx(expected | {"padding": 34 / 64})
 
 
 @pytest.mark.parametrize("spec", ["dpo", "dpo_norm(beta=2)", "dpo + 0.5*sft", "0.1*ipo + 2*hinge + sft"])
 @pytest.mark.parametrize("cut", [[[0], [1], [2], [3]], [[3, 1, 0], [2]], [[2, 3], [1, 0]]])
 def test_how_pairs_are_cut_into_micro_batches_changes_nothing_but_the_padding(spec, cut):
     loss = parse_loss(spec)
-    whole = averages([micro([0, 1, 2, 3], loss)], loss, ALONE)
-    found = averages([micro(rows, loss) for rows in cut], loss, ALONE)
-    lengths = [pair.length for pair in IDS]
-    places = sum(len(rows) * max(lengths[i] for i in rows) for rows in cut)
-    assert found == pytest.approx(whole | {"padding": 1 - sum(lengths) / places})
+    whole = averages([micro([0, 1, 2, 3], loss)], loss)
+    found = averages([micro(rows, loss) for rows in cut], loss)
+    assert found == pytest.approx(whole) and whole["padding"] == 0
+    padded = averages([micro(rows, loss, multiple=16) for rows in cut], loss)
+    # what prompts begin with in common is read once: pairs 0, 2 and 3 have the 1, of 0 and 3 also the 2
+    read = [sum(IDS[i].length for i in rows) - SHARED.get(frozenset(rows), 0) for rows in cut]
+    places = [math.ceil(tokens / 16) * 16 for tokens in read]
+    assert padded == pytest.approx(whole | {"padding": 1 - sum(read) / sum(places)})
+
+
+# The trunks are 1 2, nothing, 1, and 1 2 3: by micro-batch, the tokens that are not read again
+SHARED = {frozenset([2, 3]): 1}
 
 
 def test_a_row_of_weight_0_counts_for_nothing():
     loss = parse_loss("dpo + 0.5*sft")
-    assert averages([micro([0, 1], loss), micro([3], loss, weight=0.0)], loss, ALONE) == averages(
-        [micro([0, 1], loss)], loss, ALONE
-    )
+    assert averages([micro([0, 1], loss), micro([3], loss, weight=0.0)], loss) == averages([micro([0, 1], loss)], loss)
 
 
 def test_each_term_of_a_sum_is_logged_unweighted_in_its_own_unit_and_the_loss_is_their_weighted_sum():
     loss = parse_loss("dpo + 0.5*sft")
-    line = averages([micro([0, 1, 2], loss), micro([3], loss)], loss, ALONE)
+    line = averages([micro([0, 1, 2], loss), micro([3], loss)], loss)
     assert line["loss/sft"] == pytest.approx((5 + 7 + 3 + 2) / (4 + 3 + 1 + 6))  # by tokens of the chosen answers
     assert line["loss/dpo"] == pytest.approx(
-        averages([micro([0, 1, 2, 3], parse_loss("dpo"))], parse_loss("dpo"), ALONE)["loss"]
+        averages([micro([0, 1, 2, 3], parse_loss("dpo"))], parse_loss("dpo"))["loss"]
     )
     assert line["loss"] == pytest.approx(line["loss/dpo"] + 0.5 * line["loss/sft"])
 
 
 def test_one_loss_alone_is_not_logged_twice():
     loss = parse_loss("2*dpo")
-    assert not [name for name in averages([micro([0], loss)], loss, ALONE) if name.startswith("loss/")]
+    assert not [name for name in averages([micro([0], loss)], loss) if name.startswith("loss/")]
 
 
 def test_sft_has_no_rejected_answer_and_no_rewards():
     loss = parse_loss("sft")
-    line = averages([micro([0, 1, 2, 3], loss)], loss, ALONE)
+    line = averages([micro([0, 1, 2, 3], loss)], loss)
     assert set(line) == {"loss", "logps/chosen", "length/chosen", "pairs", "tokens", "padding"}
     assert line["loss"] == pytest.approx(17 / 14)
 
 
 def test_rewards_are_measured_with_the_first_beta_of_a_sum():
     loss = parse_loss("sft + hinge(beta=0.3) + dpo(beta=0.7)")
-    assert averages([micro([0], loss)], loss, ALONE)["rewards/margins"] == pytest.approx(0.3 * 2)
+    assert averages([micro([0], loss)], loss)["rewards/margins"] == pytest.approx(0.3 * 2)
 
 
 @pytest.mark.parametrize("difference, expected", [(0.0, 0.5), (1e-5, 0.5), (-1e-5, 0.5), (0.1, 1.0), (-0.1, 0.0)])
 def test_a_tie_to_rounding_counts_one_half(difference, expected):
     loss = parse_loss("dpo")
     scores = Scores(*(torch.tensor([x]) for x in (-2.0 + difference, -3.0, -2.0, -3.0, 4.0, 2.0)))
-    found = averages([sums(scores, loss(scores), batch_of(IDS, [0]), torch.ones(1), loss)], loss, ALONE)
+    found = averages([sums(scores, loss(scores), batch_of(IDS, [0]), torch.ones(1), loss)], loss)
     assert found["rewards/accuracies"] == expected
 
 
@@ -114,3 +129,25 @@ def test_the_sums_carry_no_gradient():
     assert not any(
         value.requires_grad for value in sums(scores, loss(scores), batch_of(IDS, [0]), torch.ones(1), loss).values()
     )
+
+
+def test_a_row_of_weight_0_is_no_padding_and_no_place_either():
+    loss = parse_loss("dpo")
+    alone = averages([micro([0], loss, multiple=16)], loss)
+    assert alone["padding"] == 8 / 16
+    assert averages([micro([0], loss, multiple=16), micro([3], loss, weight=0.0, multiple=16)], loss) == alone
+
+
+@pytest.mark.parametrize("spec", ["dpo", "dpo + 0.5*sft"])
+def test_totals_are_sound_unless_a_loss_is_not_finite(spec):
+    loss = parse_loss(spec)
+    assert Totals.of([micro([0, 1], loss), micro([2], loss)], ALONE).sound
+    for broken in (math.nan, math.inf, -math.inf):
+        for name in ("loss/dpo", *(["loss/sft"] if "sft" in spec else [])):
+            found = [micro([0, 1], loss), micro([2], loss)]
+            found[1][name] = torch.tensor(broken)
+            assert not Totals.of(found, ALONE).sound
+        # what is only shown stops nothing
+        found = [micro([0, 1], loss), micro([2], loss)]
+        found[1]["logps/chosen"] = torch.tensor(broken)
+        assert Totals.of(found, ALONE).sound

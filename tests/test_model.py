@@ -5,6 +5,8 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy, scaled_dot_product_attention
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from gpt.model import GPT, IGNORE, SIZES, GPTConfig
@@ -86,12 +88,115 @@ def test_a_batch_without_any_target_gives_zeros_and_zero_gradients():
     assert all(p.grad is None or not p.grad.any() for p in model.parameters())
 
 
+class Products(TorchDispatchMode):
+    """Notes every matrix product, as it came out."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen: list[Tensor] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        y = function(*args, **(kwargs or {}))
+        if function in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default):
+            self.seen.append(y.detach().clone())
+        return y
+
+
 def test_the_head_runs_only_where_there_is_a_target():
     model, targets = toy(), some_targets(4, 20)
-    seen = []
-    model.lm_head.register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
-    model(some_tokens(4, 20), targets)
-    assert seen == [(int((targets != IGNORE).sum()), ODD["vocab_size"])]
+    with Products() as products:
+        model(some_tokens(4, 20), targets)
+    heads = [tuple(y.shape) for y in products.seen if ODD["vocab_size"] in y.shape]
+    assert heads == [(int((targets != IGNORE).sum()), ODD["vocab_size"])]
+
+
+def test_the_last_layer_does_only_keys_and_values_where_there_is_no_target():
+    model, tokens, targets = toy(n_layer=3), some_tokens(4, 20), some_targets(4, 20)
+    N, C = int((targets != IGNORE).sum()), ODD["n_embd"]
+    with Products() as products:
+        model(tokens, targets)
+    shapes = [tuple(y.shape) for y in products.seen if y.dim() == 2]
+    whole = [(80, 3 * C), (80, C), (80, 4 * C), (80, C)]
+    assert shapes == [*whole, *whole, (80, 3 * C), (N, C), (N, 4 * C), (N, C), (N, ODD["vocab_size"])]
+
+
+WEIGHTS = torch.randn(4, 20, generator=torch.Generator().manual_seed(5), dtype=torch.double)
+
+
+@pytest.mark.parametrize("places", [False, True])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.double, 1e-6), (torch.float32, 2e-5)])
+@pytest.mark.parametrize("changes", [{}, dict(tie_word_embeddings=False), dict(n_layer=1), dict(n_layer=4, n_head=1)])
+def test_log_probabilities_and_the_gradient_of_every_parameter_are_those_of_logits_everywhere(
+    changes, dtype, tolerance, places
+):
+    tokens, targets = some_tokens(4, 20), some_targets(4, 20)
+    plain, fast = toy(**changes).double(), toy(**changes).to(dtype)
+    logits = plain(tokens)  # (B, T, V)
+    expected = -cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none", ignore_index=IGNORE).view(
+        4, 20
+    )
+    (expected * WEIGHTS).sum().backward()
+    where = (targets.flatten() != IGNORE).nonzero()[:, 0] if places else None
+    found = fast(tokens, targets, places=where)
+    (found * WEIGHTS.float()).sum().backward()
+    assert_close(found.double(), expected, tolerance)
+    of = dict(fast.named_parameters())
+    assert ("lm_head.weight" in of) == (not changes.get("tie_word_embeddings", True))
+    scale = max(float(p.grad.abs().max()) for p in plain.parameters())
+    for name, parameter in plain.named_parameters():
+        gradient = of[name].grad
+        assert gradient.layout == torch.strided and gradient.dtype == dtype and gradient.shape == parameter.shape
+        assert float((gradient.double() - parameter.grad).abs().max()) <= tolerance * scale, name
+        assert parameter.grad.any(), name
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_gradient_of_the_embedding_is_dense_and_is_added_to_what_it_held(tied):
+    model, tokens, targets = toy(tie_word_embeddings=tied), some_tokens(4, 20), some_targets(4, 20)
+    embedding = model.transformer["wte"].weight
+    (once,) = torch.autograd.grad(model(tokens, targets).sum(), [embedding])
+    assert once.layout == torch.strided
+    for times in (1, 2, 3):
+        model(tokens, targets).sum().backward()
+        assert embedding.grad.layout == torch.strided
+        assert_close(embedding.grad, times * once)
+    used = torch.zeros(ODD["vocab_size"], dtype=torch.bool)
+    used[tokens] = True
+    assert not used.all()
+    rows = once.any(-1)
+    # a tied head pushes at every token of the vocabulary; an embedding alone at those that were read
+    assert rows.all() if tied else rows.any() and not rows[~used].any()
+
+
+def test_a_frozen_embedding_gets_no_gradient_and_the_others_the_same():
+    tokens, targets = some_tokens(4, 20), some_targets(4, 20)
+    whole, frozen = toy(), toy()
+    frozen.transformer["wte"].weight.requires_grad_(False)
+    for model in (whole, frozen):
+        model(tokens, targets).sum().backward()
+    of = dict(frozen.named_parameters())
+    assert of.pop("transformer.wte.weight").grad is None and len(of) == len(list(whole.parameters())) - 1
+    for name, parameter in of.items():
+        assert_close(parameter.grad, dict(whole.named_parameters())[name].grad)
+
+
+def test_hidden_at_wanted_places_is_hidden_everywhere_at_those_places():
+    model, tokens, positions = toy(n_layer=3).double(), some_tokens(3, 11), torch.arange(11)
+    with torch.no_grad():
+        everywhere = model.hidden(tokens, positions).flatten(0, 1)
+        for wanted in (torch.tensor([0, 5, 32, 7]), torch.arange(33), torch.zeros(0, dtype=torch.long)):
+            found = model.hidden(tokens, positions, wanted=wanted)
+            assert found.shape == (len(wanted), ODD["n_embd"])
+            assert torch.allclose(found, everywhere[wanted], rtol=0, atol=1e-12)
+
+
+def test_dropout_in_the_last_layer_drops_at_wanted_places_too():
+    model = toy(dropout=0.5).train()
+    tokens, targets = some_tokens(4, 20), some_targets(4, 20)
+    torch.manual_seed(0)
+    one, other = model(tokens, targets), model(tokens, targets)
+    scored = targets != IGNORE
+    assert not torch.equal(one[scored], other[scored]) and not one[~scored].any()
 
 
 def test_explicit_positions_and_causal_mask_give_the_same_as_the_defaults():
@@ -100,8 +205,8 @@ def test_explicit_positions_and_causal_mask_give_the_same_as_the_defaults():
     with torch.no_grad():
         default = model(tokens)
         assert_close(model(tokens, positions=positions), default, 1e-6)
-        assert_close(model(tokens, mask=causal), default, 1e-6)
-        assert_close(model(tokens, positions=positions, mask=causal.expand(3, 1, 11, 11)), default, 1e-6)
+        assert_close(model(tokens, look=causal), default, 1e-6)
+        assert_close(model(tokens, positions=positions, look=causal.expand(3, 1, 11, 11)), default, 1e-6)
 
 
 def test_a_row_of_two_texts_with_their_own_positions_and_mask_gives_what_each_text_gives_alone():
@@ -110,8 +215,22 @@ def test_a_row_of_two_texts_with_their_own_positions_and_mask_gives_what_each_te
     mask = torch.ones(12, 12, dtype=torch.bool).tril() & (text[:, None] == text)
     positions = torch.tensor([*range(7), *range(5)])[None]
     with torch.no_grad():
-        together = model(torch.cat([first, second], 1), positions=positions, mask=mask)
+        together = model(torch.cat([first, second], 1), positions=positions, look=mask)
         assert_close(together, torch.cat([model(first), model(second)], 1))
+
+
+def test_look_may_be_a_function_which_each_layer_calls_with_its_scale_and_dropout():
+    model, tokens, seen = toy(scale_attn_by_inverse_layer_idx=True, dropout=0.25), some_tokens(1, 9), []
+
+    def look(q: Tensor, k: Tensor, v: Tensor, dropout: float, scale: float) -> Tensor:
+        seen.append((q.shape, dropout, scale))
+        return scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+
+    with torch.no_grad():
+        assert_close(model(tokens, look=look), model(tokens), 1e-6)
+        model.train()(tokens, look=look)
+    shape = torch.Size([1, 3, 9, 16])
+    assert seen == [(shape, 0.0, 0.25), (shape, 0.0, 0.125), (shape, 0.25, 0.25), (shape, 0.25, 0.125)]
 
 
 def test_no_logit_depends_on_a_later_token():
@@ -143,13 +262,12 @@ def test_heads_that_do_not_divide_the_channels_are_refused():
 def test_the_softmax_is_float32_where_the_products_are_bfloat16(how):
     model, targets = toy(), some_targets(3, 9)
     model = model.bfloat16() if how == "bfloat16 weights" else model
-    seen = []
-    model.lm_head.register_forward_hook(lambda module, inputs, output: seen.append(output.detach()))
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=how == "autocast"):
+    with Products() as products, torch.autocast("cpu", dtype=torch.bfloat16, enabled=how == "autocast"):
         logp = model(some_tokens(3, 9), targets)
+    (seen,) = [y for y in products.seen if y.shape[-1] == ODD["vocab_size"]]
     scored = targets != IGNORE
-    expected = seen[0].double().log_softmax(-1).gather(-1, targets[scored][:, None]).squeeze(-1)
-    assert seen[0].dtype == torch.bfloat16 and logp.dtype == torch.float32
+    expected = seen.double().log_softmax(-1).gather(-1, targets[scored][:, None]).squeeze(-1)
+    assert seen.dtype == torch.bfloat16 and logp.dtype == torch.float32
     assert_close(logp[scored].double(), expected, 1e-6)  # one bfloat16 rounding would be 4e-3
 
 

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpo.order import micro_batches, pairs_of_step, steps_in_epochs
+from dpo.forward import ANY
+from dpo.order import Limit, micro_batches, pairs_met, pairs_of_step, steps_in_epochs
 from dpo.rows import Ids
 from gpt.parallel import World
 
@@ -71,7 +72,7 @@ def test_a_pair_comes_early_as_often_as_late():
 def test_processes_share_a_step_without_loss_and_do_the_same_number_of_passes(lengths, size, micro, data):
     pairs = of_lengths(lengths)
     indices = data.draw(st.lists(st.integers(0, len(pairs) - 1), unique=True, min_size=1))
-    found = [micro_batches(indices, pairs, micro, world) for world in worlds(size)]
+    found = [micro_batches(indices, pairs, Limit(micro, ANY), world) for world in worlds(size)]
     assert Counter(i for process in found for some in process for i in some) == Counter(indices)
     assert len({len(process) for process in found}) == 1  # FSDP and DDP wait for each other's passes
     shares = [sum(map(len, process)) for process in found]
@@ -85,12 +86,48 @@ def test_processes_share_a_step_without_loss_and_do_the_same_number_of_passes(le
         )
 
 
+@given(
+    st.lists(st.integers(2, 50), min_size=1, max_size=30),
+    st.integers(1, 4),
+    st.integers(1, 8),
+    st.integers(1, 120),
+    st.data(),
+)
+def test_a_pass_takes_no_more_than_its_limit_and_as_much_as_it_may(lengths, size, most, tokens, data):
+    pairs = of_lengths(lengths)
+    indices = data.draw(st.lists(st.integers(0, len(pairs) - 1), unique=True, min_size=1))
+    found = [micro_batches(indices, pairs, Limit(most, tokens), world) for world in worlds(size)]
+    assert Counter(i for process in found for some in process for i in some) == Counter(indices)
+    assert len({len(process) for process in found}) == 1
+    shares = [sum(map(len, process)) for process in found]
+    assert max(shares) - min(shares) <= 1
+
+    def long(some: list[int]) -> int:
+        return sum(pairs[i].length for i in some)
+
+    for process in found:
+        full = [some for some in process if some]
+        assert process == full + [[]] * (len(process) - len(full))  # empty ones at the end
+        assert all(len(some) <= most for some in full)
+        assert all(long(some) <= tokens or len(some) == 1 for some in full)  # one pair goes whatever its length
+        # cut only where the next pair would have been too much
+        assert all(len(a) == most or long([*a, b[0]]) > tokens for a, b in zip(full, full[1:]))
+        in_order = [pairs[i].length for some in full for i in some]
+        assert in_order == sorted(in_order)
+
+
+@given(counts, batches, seeds, st.integers(1, 80))
+def test_the_pairs_that_a_run_will_meet_are_those_of_all_its_steps(pairs, batch, seed, steps):
+    met = {i for step in range(1, steps + 1) for i in pairs_of_step(step, pairs, batch, seed)}
+    assert pairs_met(steps, pairs, batch, seed) == sorted(met)
+
+
 @given(st.lists(st.integers(2, 50), min_size=4, max_size=30), st.integers(2, 4))
 def test_every_process_gets_short_and_long_pairs_alike(lengths, size):
     # the n-th pair of one process is never longer than the n+1-th of another
     pairs = of_lengths(lengths)
     shares = [
-        [pairs[some[0]].length for some in micro_batches(list(range(len(pairs))), pairs, 1, world) if some]
+        [pairs[some[0]].length for some in micro_batches(list(range(len(pairs))), pairs, Limit(1, ANY), world) if some]
         for world in worlds(size)
     ]
     for one in shares:
@@ -100,12 +137,12 @@ def test_every_process_gets_short_and_long_pairs_alike(lengths, size):
 
 def test_one_process_with_micro_batches_as_large_as_the_step_does_one_pass():
     pairs = of_lengths([5, 3, 9])
-    assert micro_batches([0, 1, 2], pairs, 3, *worlds(1)) == [[1, 0, 2]]
-    assert micro_batches([0, 1, 2], pairs, 99, *worlds(1)) == [[1, 0, 2]]
+    assert micro_batches([0, 1, 2], pairs, Limit(3, ANY), *worlds(1)) == [[1, 0, 2]]
+    assert micro_batches([0, 1, 2], pairs, Limit(99, ANY), *worlds(1)) == [[1, 0, 2]]
 
 
 def test_a_step_without_pairs_has_no_micro_batches():
-    assert [micro_batches([], of_lengths([5]), 2, world) for world in worlds(3)] == [[], [], []]
+    assert [micro_batches([], of_lengths([5]), Limit(2, ANY), world) for world in worlds(3)] == [[], [], []]
 
 
 @pytest.mark.parametrize(
@@ -114,5 +151,5 @@ def test_a_step_without_pairs_has_no_micro_batches():
 def test_the_picture_of_the_docstring(indices, shares):
     lengths = {6: 2, 1: 3, 3: 4, 0: 5, 5: 2, 2: 3, 4: 4}  # so that the first step is sorted 6 1 3 0, the second 5 2 4
     pairs = of_lengths([lengths[i] for i in range(7)])
-    assert [micro_batches(indices, pairs, 1, world) for world in worlds(2)] == shares
+    assert [micro_batches(indices, pairs, Limit(1, ANY), world) for world in worlds(2)] == shares
     assert [len(pairs_of_step(step, 7, 4, 0)) for step in (1, 2, 3, 4)] == [4, 3, 4, 3]

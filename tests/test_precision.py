@@ -4,6 +4,7 @@ import sys
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpt import precision
 from gpt.model import GPT, GPTConfig
@@ -48,11 +49,23 @@ def test_products_run_in_the_chosen_numbers_while_weights_log_probabilities_and_
     torch.manual_seed(0)
     model = GPT(GPTConfig(vocab_size=31, n_positions=8, n_embd=12, n_layer=1, n_head=3))
     tokens, seen = torch.randint(31, (2, 8)), []
-    model.lm_head.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
-    with precision.autocast(chosen, CPU):
+
+    class Products(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            y = function(*args, **(kwargs or {}))
+            if function in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
+                seen.append((y.dtype, tuple(y.shape)))
+            return y
+
+    with Products(), precision.autocast(chosen, CPU):
         logp = model(tokens, tokens)
-    logp.sum().backward()
-    assert seen == [products]
+    forward = list(seen)
+    with Products():
+        logp.sum().backward()
+    # of the layer qkv, what is looked at, both of the MLP; then the head
+    assert [shape[1] for _, shape in forward] == [36, 12, 48, 12, 31]
+    assert {dtype for dtype, _ in forward} == {dtype for dtype, _ in seen} == {products}
+    assert len(seen) == 3 * len(forward)  # two products backward for each forward
     assert logp.dtype == torch.float32
     assert all(p.dtype == p.grad.dtype == torch.float32 for p in model.parameters())
 

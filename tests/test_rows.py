@@ -1,5 +1,6 @@
-"""dpo/rows.py: the picture of its docstring, the mask, and that a shared row says what separate rows say."""
+"""dpo/rows.py: the pictures of its docstring, and that pairs which share a row say what they say in rows of their own."""
 
+import os
 import re
 
 import pytest
@@ -10,24 +11,12 @@ from hypothesis import strategies as st
 from data.pairs import Pair
 from dpo import rows as module
 from dpo.plain import get_log_probs
-from dpo.rows import (
-    CHOSEN,
-    PADDING,
-    REJECTED,
-    TRUNK,
-    Batch,
-    Ids,
-    answer_sums,
-    batch_of,
-    collate,
-    encode,
-    make_row,
-    may_look,
-    token_logps,
-)
+from dpo.rows import CHOSEN, REJECTED, TRUNK, Batch, Ids, answer_sums, batch_of, collate, encode, make_row
+from gpt.attention import looking, may_look
 from gpt.model import GPT, IGNORE
 
 V = 40  # the toy's vocabulary
+CPU = torch.device("cpu")
 
 
 def ids(longest: int = 8):
@@ -37,27 +26,68 @@ def ids(longest: int = 8):
 pairs_of_ids = st.builds(Ids, ids(), ids(6), ids(6))
 
 
-# The picture
+@st.composite
+def pairs_that_begin_alike(draw, most: int = 4) -> list[Ids]:
+    """Pairs whose prompts begin with nothing, something or all in common, some with one answer alone."""
+    begin = draw(st.lists(st.integers(0, V - 1), max_size=5))
+    ends = draw(
+        st.lists(st.lists(st.integers(0, 2), max_size=4), min_size=1, max_size=most)
+    )  # more of it may be common
+    whole = [[*begin, *end] or [7] for end in ends]
+    answers = st.tuples(ids(5), ids(5) | st.just([]))
+    return [Ids(prompt, *draw(answers)) for prompt in whole]
 
 
-def columns(name: str) -> list[str]:
-    """The cells of one line of the docstring's picture: `tokens     10 11 | 12 20 21 | ...`"""
-    (line,) = re.findall(rf"^ *{name} +(.*)$", module.__doc__, re.MULTILINE)
-    return re.split(" {4,}", line)[0].replace("|", " ").split()  # what stands far to the right is a legend
+def answer_of(pairs: list[Ids], number: int) -> tuple[list[int], list[int]]:
+    """Prompt and answer of the answer `number`: 2 x pair, + 1 for rejected."""
+    pair = pairs[number // 2]
+    return pair.prompt, pair.rejected if number % 2 else pair.chosen
 
 
-def test_the_picture_of_the_docstring_is_the_row_column_for_column():
-    words = {
-        name: [int(n) for n in re.search(rf"\b{name} +((\d+ ?)+)", module.__doc__)[1].split()]
-        for name in ("prompt", "chosen", "rejected")
-    }
-    longer = make_row([1, 2, 3], [4, 5, 0], [6, 7, 0])  # beside it the picture's row has one column of padding
-    batch = collate([make_row(words["prompt"], words["chosen"], words["rejected"]), longer])
-    assert batch.tokens.shape == (2, 8)
-    for name, column in batch._asdict().items():
-        expected = [IGNORE if cell == "." else int(cell) for cell in columns(name)]
-        assert column[0].tolist() == expected, name
-    assert (batch.branch[1] != PADDING).all()
+# The pictures
+
+
+def cells(name: str) -> list[list[str]]:
+    """The cells of each line of this name in the docstring's pictures: `tokens     10 11 | 12 20 21 | ...`"""
+    found = re.findall(rf"^ *{name} {{2,}}(.*)$", module.__doc__, re.MULTILINE)
+    return [re.split(" {4,}", line)[0].split("|") for line in found]  # what stands far to the right is a legend
+
+
+def columns(name: str, picture: int) -> list[str]:
+    return " ".join(cells(name)[picture]).split()
+
+
+def words(name: str) -> list[int]:
+    """The ids of the first picture's prompt or answer."""
+    return [int(n) for n in re.search(rf"\b{name} +((\d+ ?)+)", module.__doc__)[1].split()]
+
+
+def second_pair() -> list[list[int]]:
+    text = re.search(r"A second pair, prompt ([\d ]+), chosen ([\d ]+), rejected ([\d ]+):", module.__doc__)
+    return [[int(n) for n in part.split()] for part in text.groups()]
+
+
+def test_the_first_picture_of_the_docstring_is_the_row_column_for_column():
+    row = make_row(words("prompt"), words("chosen"), words("rejected"))
+    for name, column in row._asdict().items():
+        assert column == [IGNORE if cell == "." else int(cell) for cell in columns(name, 0)], name
+
+
+def test_the_second_picture_of_the_docstring_is_the_batch_column_for_column():
+    first, second = [words(name) for name in ("prompt", "chosen", "rejected")], second_pair()
+    assert (first[0], second[0]) == ([10, 11, 12], [10, 13])
+    batch = collate([make_row(*first), make_row(*second)])
+    for name in ("tokens", "targets", "positions"):
+        expected = [IGNORE if cell == "." else int(cell) for cell in columns(name, 1)]
+        assert getattr(batch, name).tolist() == [expected], name
+    answer = columns("answer", 0)
+    places = [place for place, cell in enumerate(answer) if cell != "."]
+    assert batch.places.tolist() == places and batch.answer.tolist() == [int(answer[place]) for place in places]
+    # its cells are the pieces, but for the second pair's trunk, of which nothing is left
+    sizes = [len(cell.split()) for cell in cells("tokens")[1]]
+    assert [size for size in batch.tree.sizes if size] == sizes
+    assert batch.tree.sizes[:8] == (1, 1, 3, 2, 0, 2, 1, 0) and batch.tree.parents == (-1, 0, 1, 1, 0, 4, 4, 0)
+    assert batch.lengths.tolist() == [7, 4] and batch.pairs == 2 and batch.padding == 0
 
 
 def test_a_row_with_one_answer_is_plain_text_from_left_to_right():
@@ -83,42 +113,109 @@ def test_a_row_has_the_length_that_is_promised_and_each_place_of_a_branch_one_ta
         assert [row.targets[i] for i in places] == [text[row.positions[i] + 1] for i in places]
 
 
+# The batch
+
+
 @given(st.lists(pairs_of_ids, min_size=1, max_size=4), st.data())
-def test_a_batch_holds_the_rows_that_were_asked_for_and_padding_behind_them(pairs, data):
+def test_a_batch_holds_the_rows_that_were_asked_for_one_behind_the_other_and_padding_behind_them(pairs, data):
     indices = data.draw(st.lists(st.integers(0, len(pairs) - 1), min_size=1, max_size=4))
-    batch = batch_of(pairs, indices)
-    assert batch.tokens.shape == (len(indices), max(pairs[i].length for i in indices))
-    for row, i in enumerate(indices):
-        for column, expected, filler in zip(batch, make_row(*pairs[i]), (0, IGNORE, 0, PADDING), strict=True):
-            assert column[row].tolist() == expected + [filler] * (column.shape[1] - len(expected))
+    multiple = data.draw(st.sampled_from([1, 2, 8, 128]))
+    batch = batch_of(pairs, indices, multiple)
+    rows = [make_row(*pairs[i]) for i in indices]
+    trunks = [pairs[i].prompt[:-1] for i in indices]
+    shared = 0
+    while all(len(trunk) > shared and trunk[shared] == trunks[0][shared] for trunk in trunks):
+        shared += 1
+    for name, filler in (("tokens", 0), ("targets", IGNORE), ("positions", 0)):
+        expected = getattr(rows[0], name)[:shared]
+        for row in rows:
+            expected = expected + getattr(row, name)[shared:]
+        assert batch.padding == -len(expected) % multiple
+        assert getattr(batch, name).tolist() == [expected + [filler] * batch.padding]
+    assert batch.tree.sizes[0] == shared and batch.tree.sizes[-1] == batch.padding
+    assert sum(batch.tree.sizes) == batch.tokens.shape[1] and batch.tokens.shape[1] % multiple == 0
+    assert batch.lengths.tolist() == [pairs[i].length for i in indices] and batch.pairs == len(indices)
 
 
-def test_a_pair_without_a_rejected_answer_becomes_a_row_with_one_branch():
-    assert set(batch_of([Ids([1, 2], [3, 0], [])], [0]).branch[0].tolist()) == {TRUNK, CHOSEN}
+@given(pairs_that_begin_alike(), st.sampled_from([1, 4, 16]))
+def test_expanding_each_line_of_the_tree_gives_back_each_pairs_text_with_its_positions_and_targets(pairs, multiple):
+    batch = batch_of(pairs, range(len(pairs)), multiple)
+    tokens, targets, positions = batch.tokens[0], batch.targets[0], batch.positions[0]
+    mask = may_look(batch.tree)
+    found: dict[int, list[int]] = {}
+    for place, number in zip(batch.places.tolist(), batch.answer.tolist()):
+        prompt, answer = answer_of(pairs, number)
+        line = mask[place].nonzero()[:, 0]  # all that this place looks at, itself the last of it
+        length = len(prompt) + len(found.setdefault(number, []))
+        assert line[-1] == place and tokens[line].tolist() == (prompt + answer)[:length]
+        assert positions[line].tolist() == list(range(length))
+        found[number].append(int(targets[place]))
+    assert found == {
+        2 * i + side: answer
+        for i, pair in enumerate(pairs)
+        for side, answer in enumerate((pair.chosen, pair.rejected))
+        if answer
+    }
+    # and nothing else has a target
+    assert batch.places.tolist() == (targets != IGNORE).nonzero()[:, 0].tolist()
+
+
+@given(pairs_that_begin_alike())
+def test_what_is_read_once_is_the_longest_beginning_that_all_trunks_have_in_common(pairs):
+    batch = batch_of(pairs, range(len(pairs)))
+    shared = len(os.path.commonprefix([pair.prompt[:-1] for pair in pairs]))
+    assert batch.tree.sizes[0] == shared and batch.tree.paths[0] == [0]
+    assert batch.tokens.shape[1] == sum(pair.length for pair in pairs) - shared * (len(pairs) - 1)
+
+
+def test_pairs_of_one_prompt_share_all_of_it_but_its_last_token():
+    batch = batch_of([Ids([1, 2, 3], [4], [5]), Ids([1, 2, 3], [6, 7], [])], [0, 1])
+    assert batch.tokens.tolist() == [[1, 2, 3, 3, 3, 6]] and batch.positions.tolist() == [[0, 1, 2, 2, 2, 3]]
+    assert batch.tree.sizes == (2, 0, 1, 1, 0, 2, 0, 0) and batch.answer.tolist() == [0, 1, 2, 2]
+
+
+def test_a_pair_without_a_rejected_answer_has_one_branch():
+    batch = batch_of([Ids([1, 2], [3, 0], [])], [0])
+    assert batch.answer.tolist() == [0, 0] and batch.tree.sizes == (1, 0, 2, 0, 0)
+    assert answer_sums(torch.ones(2), batch).tolist() == [[2], [0]]
+
+
+def test_to_a_device_goes_all_that_a_device_needs():
+    batch = batch_of([Ids([1, 2], [3, 0], [4])], [0], 8)
+    moved = batch.to("meta")
+    for name, part in batch._asdict().items():
+        other = getattr(moved, name)
+        assert (other.device.type, other.shape) == ("meta", part.shape) if torch.is_tensor(part) else other == part
 
 
 # The mask
 
 
-@given(st.lists(pairs_of_ids, min_size=1, max_size=3))
-def test_a_key_is_seen_if_it_is_not_later_and_in_the_trunk_or_in_the_querys_own_branch(pairs):
-    batch = batch_of(pairs, range(len(pairs)))
-    mask = may_look(batch.branch)
-    B, T = batch.branch.shape
-    assert mask.shape == (B, 1, T, T) and mask.dtype == torch.bool
-    for b, branch in enumerate(batch.branch.tolist()):
-        for query in range(T):
-            for key in range(T):
-                expected = key <= query and (branch[key] == 0 or branch[key] == branch[query])
-                assert mask[b, 0, query, key] == expected
+@given(st.lists(pairs_of_ids, min_size=1, max_size=3), st.sampled_from([1, 8]))
+def test_a_key_is_seen_if_it_is_not_later_and_of_the_common_beginning_the_own_trunk_or_the_own_branch(pairs, multiple):
+    batch = batch_of(pairs, range(len(pairs)), multiple)
+    shared = batch.tree.sizes[0]
+    whose = [("all", 0)] * shared  # pair and branch of each token
+    for i, pair in enumerate(pairs):
+        whose += [(i, branch) for branch in make_row(*pair).branch[shared:]]
+    whose += [("nobody", 0)] * batch.padding
+    mask = may_look(batch.tree)
+    T = len(whose)
+    assert mask.shape == (T, T) and mask.dtype == torch.bool
+    for query in range(T):
+        for key in range(T):
+            (pair, branch), (own, mine) = whose[key], whose[query]
+            seen = pair == "all" or pair == own and branch in (TRUNK, mine)
+            assert mask[query, key] == (key <= query and seen)
 
 
-@given(st.lists(pairs_of_ids, min_size=1, max_size=3))
-def test_every_query_sees_something_and_no_answer_sees_padding(pairs):
-    batch = batch_of(pairs, range(len(pairs)))
-    mask = may_look(batch.branch)[:, 0]
+@given(st.lists(pairs_of_ids, min_size=1, max_size=3), st.sampled_from([8, 128]))
+def test_every_query_sees_something_and_no_answer_sees_padding(pairs, multiple):
+    batch = batch_of(pairs, range(len(pairs)), multiple)
+    mask = may_look(batch.tree)
     assert mask.any(-1).all()
-    assert not (mask & (batch.branch == PADDING)[:, None, :] & (batch.branch != PADDING)[:, :, None]).any()
+    end = batch.tokens.shape[1] - batch.padding
+    assert not mask[:end, end:].any()
 
 
 # A shared row against separate rows
@@ -130,11 +227,24 @@ def alone(model: GPT, prompt: list[int], answer: list[int]) -> torch.Tensor:
     return logits.log_softmax(-1)[torch.arange(len(answer)), answer]
 
 
+def separate(model: GPT, pairs: list[Ids]) -> torch.Tensor:
+    """Sums over each answer from rows of their own, (2, B); 0 for an answer that is not there."""
+    both = [
+        [alone(model, p.prompt, a).sum() if a else torch.tensor(0.0) for a in (p.chosen, p.rejected)] for p in pairs
+    ]
+    return torch.stack([torch.stack(one) for one in both], 1)
+
+
 def from_logits(model: GPT, batch: Batch) -> torch.Tensor:
-    """token_logps without its float32: the model's logits at the same places, in the model's own precision."""
-    logp = model(batch.tokens, positions=batch.positions, mask=may_look(batch.branch)).log_softmax(-1)
-    scored = batch.targets != IGNORE
-    return logp.gather(-1, batch.targets.where(scored, 0)[..., None])[..., 0] * scored
+    """log p of the answer tokens, (S,), without float32: the model's logits and the mask, in the model's own precision."""
+    logp = model(batch.tokens, positions=batch.positions, look=may_look(batch.tree))[0, batch.places].log_softmax(-1)
+    return logp.gather(-1, batch.targets[0, batch.places, None])[:, 0]
+
+
+def asked(model: GPT, batch: Batch) -> torch.Tensor:
+    """log p of the answer tokens, (S,), as training asks for it."""
+    look = looking(batch.tree, CPU, torch.float32)
+    return model(batch.tokens, batch.targets, batch.positions, look, batch.places)[0, batch.places]
 
 
 def gradients(model: GPT, value: torch.Tensor) -> list[torch.Tensor]:
@@ -147,50 +257,53 @@ def close(found: list[torch.Tensor], expected: list[torch.Tensor], tolerance: fl
     return all(float((a - b).abs().max()) <= tolerance * scale for a, b in zip(found, expected, strict=True))
 
 
+some_pairs = st.lists(pairs_of_ids, min_size=1, max_size=3) | pairs_that_begin_alike()
+
+
 @settings(max_examples=30)
-@given(st.lists(pairs_of_ids, min_size=1, max_size=3), st.integers(0, 3))
+@given(some_pairs, st.integers(0, 3), st.sampled_from([1, 16]))
 def test_a_shared_row_gives_answers_the_log_probability_and_parameters_the_gradient_of_separate_rows(
-    make_gpt, pairs, seed
+    make_gpt, pairs, seed, multiple
 ):
     model = make_gpt(seed, double=True)
-    batch = batch_of(pairs, range(len(pairs)))
-    shared = torch.stack(answer_sums(from_logits(model, batch), batch.branch), 1)  # (B, 2)
-    separate = torch.stack(
-        [torch.stack([alone(model, p.prompt, p.chosen).sum(), alone(model, p.prompt, p.rejected).sum()]) for p in pairs]
-    )
-    assert torch.allclose(shared, separate, rtol=0, atol=1e-10)
+    batch = batch_of(pairs, range(len(pairs)), multiple)
+    shared = answer_sums(from_logits(model, batch), batch)  # (2, B)
+    expected = separate(model, pairs).double()
+    assert shared.shape == expected.shape and torch.allclose(shared, expected, rtol=0, atol=1e-10)
     weights = torch.randn(shared.shape, dtype=torch.double, generator=torch.Generator().manual_seed(seed))
-    assert close(gradients(model, (weights * shared).sum()), gradients(model, (weights * separate).sum()), 1e-10)
+    assert close(gradients(model, (weights * shared).sum()), gradients(model, (weights * expected).sum()), 1e-10)
 
 
 @settings(max_examples=30)
-@given(st.lists(pairs_of_ids, min_size=1, max_size=3), st.integers(0, 3))
-def test_token_logps_is_the_log_probability_of_each_answer_token_in_float32_and_0_elsewhere(make_gpt, pairs, seed):
+@given(some_pairs, st.integers(0, 3), st.sampled_from([1, 16]))
+def test_what_is_asked_is_the_log_probability_of_each_answer_token_in_float32_and_0_elsewhere(
+    make_gpt, pairs, seed, multiple
+):
     model = make_gpt(seed)
-    batch = batch_of(pairs, range(len(pairs)))
-    logp = token_logps(model, batch)
+    batch = batch_of(pairs, range(len(pairs)), multiple)
+    look = looking(batch.tree, CPU, torch.float32)
+    logp = model(batch.tokens, batch.targets, batch.positions, look, batch.places)
     assert logp.dtype == torch.float32 and logp.shape == batch.tokens.shape
     assert (logp[batch.targets == IGNORE] == 0).all()
-    for row, pair in enumerate(pairs):
-        for branch, answer in ((CHOSEN, pair.chosen), (REJECTED, pair.rejected)):
-            assert torch.allclose(logp[row, batch.branch[row] == branch], alone(model, pair.prompt, answer), atol=2e-4)
+    assert torch.equal(logp, model(batch.tokens, batch.targets, batch.positions, look))  # which finds the places itself
+    for number in set(batch.answer.tolist()):
+        found = logp[0, batch.places[batch.answer == number]]
+        assert torch.allclose(found, alone(model, *answer_of(pairs, number)), atol=2e-4)
 
 
-def test_the_gradient_of_token_logps_is_that_of_separate_rows(make_gpt, random_ids):
-    model, pairs = make_gpt(2), random_ids(6, seed=2)
-    batch = batch_of(pairs, range(6))
-    shared = torch.stack(answer_sums(token_logps(model, batch), batch.branch), 1)
-    separate = torch.stack(
-        [torch.stack([alone(model, p.prompt, a).sum() for a in (p.chosen, p.rejected)]) for p in pairs]
-    )
-    weights = torch.randn(6, 2)
-    assert close(gradients(model, (weights * shared).sum()), gradients(model, (weights * separate).sum()), 1e-5)
+@pytest.mark.parametrize("begin", [[], [3, 1, 4, 1, 5]])
+def test_the_gradient_of_what_is_asked_is_that_of_separate_rows(make_gpt, random_ids, begin):
+    model, pairs = make_gpt(2), [pair._replace(prompt=begin + pair.prompt) for pair in random_ids(6, seed=2)]
+    batch = batch_of(pairs, range(6), 16)
+    shared, expected = answer_sums(asked(model, batch), batch), separate(model, pairs)
+    weights = torch.randn(2, 6)
+    assert close(gradients(model, (weights * shared).sum()), gradients(model, (weights * expected).sum()), 1e-5)
 
 
 def test_the_sums_of_answers_are_what_the_plain_path_gets_from_padded_sequences(make_gpt, random_ids):
     model, pairs = make_gpt(1), random_ids(7, seed=1)
     batch = batch_of(pairs, range(7))
-    for side, found in zip(("chosen", "rejected"), answer_sums(token_logps(model, batch), batch.branch)):
+    for side, found in zip(("chosen", "rejected"), answer_sums(asked(model, batch), batch), strict=True):
         whole = [[*pair.prompt, *getattr(pair, side)] for pair in pairs]
         labels = torch.full((7, max(map(len, whole))), -100)
         tokens = torch.randint(V, labels.shape)  # the padding is any token
@@ -204,36 +317,69 @@ def test_the_sums_of_answers_are_what_the_plain_path_gets_from_padded_sequences(
 def test_no_answer_sees_a_token_of_the_other_branch(make_gpt, pair, data):
     model = make_gpt(0, double=True)
     other = data.draw(st.lists(st.integers(0, V - 1), min_size=len(pair.rejected), max_size=len(pair.rejected)))
-    before, after = (from_logits(model, batch_of([p], [0]))[0] for p in (pair, pair._replace(rejected=other)))
-    chosen = torch.tensor(make_row(*pair).branch) == CHOSEN
+    before, after = (from_logits(model, batch_of([p], [0])) for p in (pair, pair._replace(rejected=other)))
+    chosen = batch_of([pair], [0]).answer == 0
+    assert int(chosen.sum()) == len(pair.chosen)
     assert torch.allclose(before[chosen], after[chosen], rtol=0, atol=1e-12)
     # nor does the rejected answer see the chosen one: with the two exchanged, each says what it said
     exchanged = batch_of([Ids(pair.prompt, pair.rejected, pair.chosen)], [0])
-    swapped = answer_sums(from_logits(model, exchanged), exchanged.branch)
+    swapped = answer_sums(from_logits(model, exchanged), exchanged)
     batch = batch_of([pair], [0])
-    assert torch.allclose(
-        torch.stack(swapped).flip(0), torch.stack(answer_sums(from_logits(model, batch), batch.branch)), atol=1e-10
-    )
+    assert torch.allclose(swapped.flip(0), answer_sums(from_logits(model, batch), batch), atol=1e-10)
 
 
 @given(pairs_of_ids, pairs_of_ids, st.integers(0, V - 1))
-def test_neither_the_row_beside_nor_what_stands_in_the_padding_changes_an_answer(make_gpt, pair, beside, filler):
+def test_neither_the_pair_beside_nor_what_stands_in_the_padding_changes_an_answer(make_gpt, pair, beside, filler):
     model = make_gpt(0, double=True)
-    by_itself = from_logits(model, batch_of([pair], [0]))[0]
-    batch = batch_of([pair, beside], [0, 1])
-    tokens = batch.tokens.where(batch.branch != PADDING, filler)
-    positions = batch.positions.where(batch.branch != PADDING, 1)
+    by_itself = from_logits(model, batch_of([pair], [0]))
+    batch = batch_of([pair, beside], [0, 1], 64)
+    tokens, positions = batch.tokens.clone(), batch.positions.clone()
+    assert batch.padding > 0
+    tokens[:, -batch.padding :], positions[:, -batch.padding :] = filler, 1
     for one in (batch, batch._replace(tokens=tokens, positions=positions)):
-        found = from_logits(model, one)[0]
+        found = from_logits(model, one)
         assert torch.isfinite(found).all()
-        assert torch.allclose(found[: pair.length], by_itself, rtol=0, atol=1e-10) and (found[pair.length :] == 0).all()
+        assert torch.allclose(found[one.answer < 2], by_itself, rtol=0, atol=1e-10)
+        told = model.float()(one.tokens, one.targets, one.positions, looking(one.tree, CPU, torch.float32), one.places)
+        assert (told[0, -batch.padding :] == 0).all() and torch.isfinite(told).all()
+        model.double()
+
+
+# Sums
 
 
 def test_the_sums_of_ones_are_the_lengths_of_the_answers(random_ids):
     pairs = random_ids(5)
-    branch = batch_of(pairs, range(5)).branch
-    chosen, rejected = answer_sums(torch.ones(branch.shape), branch)
+    batch = batch_of(pairs, range(5))
+    chosen, rejected = answer_sums(torch.ones(len(batch.answer)), batch)
     assert chosen.tolist() == [len(p.chosen) for p in pairs] and rejected.tolist() == [len(p.rejected) for p in pairs]
+
+
+@given(pairs_that_begin_alike(), st.integers(0, 100))
+def test_sums_are_those_of_a_plain_loop_and_so_is_their_gradient(pairs, seed):
+    batch = batch_of(pairs, range(len(pairs)))
+    values = torch.randn(len(batch.answer), dtype=torch.double, generator=torch.Generator().manual_seed(seed))
+    expected = [[0.0] * len(pairs) for _ in range(2)]
+    for value, number in zip(values.tolist(), batch.answer.tolist()):
+        expected[number % 2][number // 2] += value
+    found = answer_sums(values.requires_grad_(), batch)
+    assert found.shape == (2, len(pairs)) and torch.allclose(found, torch.tensor(expected, dtype=torch.double))
+    weights = torch.arange(1.0, 2 * len(pairs) + 1, dtype=torch.double).view(2, -1)
+    (gradient,) = torch.autograd.grad((weights * found).sum(), values)
+    assert gradient.tolist() == [weights[number % 2, number // 2] for number in batch.answer.tolist()]
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_what_is_not_finite_in_one_answer_is_in_no_sum_but_its_own(random_ids, broken):
+    pairs = random_ids(5)
+    batch = batch_of(pairs, range(5))
+    values = torch.randn(len(batch.answer))
+    expected = answer_sums(values, batch)
+    values[batch.answer == 5] = broken  # the rejected answer of pair 2
+    found = answer_sums(values, batch)
+    assert not found[1, 2].isfinite()
+    found[1, 2] = expected[1, 2]
+    assert torch.equal(found, expected)
 
 
 # Text to ids
@@ -327,4 +473,4 @@ def test_no_position_reaches_max_length_so_a_model_of_that_context_can_read_ever
         pairs = [found for _, found in encode(PAIRS, tokenizer, max_length, False, {})]
         batch = batch_of(pairs, range(len(pairs)))
         assert batch.positions.max() < max_length
-        token_logps(make_gpt(vocab_size=tokenizer.vocab_size, n_positions=max_length), batch)
+        asked(make_gpt(vocab_size=tokenizer.vocab_size, n_positions=max_length), batch)

@@ -3,7 +3,6 @@
 import json
 import os
 from collections import Counter
-from contextlib import nullcontext
 from copy import deepcopy
 
 import pytest
@@ -14,15 +13,19 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import logsigmoid
 
 from data.pairs import Pair
+from dpo.forward import ANY, Way
 from dpo.losses import parse_loss
-from dpo.order import micro_batches
+from dpo.order import Limit, micro_batches, pairs_of_step
 from dpo.plain import compute_dpo_loss, compute_dpo_loss_batch, get_log_probs
-from dpo.reference import reference_scores
+from dpo.reference import AT_ONCE, Reference, no_reference, reference_logps
 from dpo.rows import Ids
 from dpo.start import Examples
 from dpo.step import Plan, add_gradients, held_out_metrics
+from dpo.train import check_unmoved
 from gpt.model import GPT
+from gpt.optim import adamw, learning_rate, update
 from gpt.parallel import World, join, replicate
+from gpt.weights import fingerprint
 
 ALONE = World(0, 1, torch.device("cpu"))
 SPECS = ["dpo(beta=0.3)", "dpo_norm(beta=2)", "dpo(beta=0.3) + 0.5*sft"]
@@ -32,15 +35,29 @@ def examples_of(ids: list[Ids]) -> Examples:
     return Examples([Pair("", "", "", row) for row in range(1, len(ids) + 1)], ids)
 
 
-def plan_of(spec: str, micro: int, world: World = ALONE) -> Plan:
-    return Plan(parse_loss(spec), micro, nullcontext, world)
+@pytest.fixture(autouse=True)
+def nothing_kept(tmp_path, monkeypatch):
+    """No test reads what another one computed."""
+    monkeypatch.setenv("GPT_DPO_CACHE", str(tmp_path / "cache"))
+
+
+def plan_of(spec: str, micro: int, world: World = ALONE, precision: str = "fp32", tokens: int = ANY) -> Plan:
+    return Plan(parse_loss(spec), Way(Limit(micro, tokens), precision, world))
+
+
+def said_by(reference: GPT, ids: list[Ids], wanted=None, plan: Plan | None = None) -> Reference:
+    """What the reference says of the pairs `wanted`, by default of all."""
+    way = (plan or plan_of("dpo", 4)).way
+    wanted = range(len(ids)) if wanted is None else wanted
+    return reference_logps(reference, examples_of(ids), wanted, way, fingerprint(reference))
 
 
 def step(policy: GPT, reference: GPT, ids: list[Ids], indices: list[int], plan: Plan) -> tuple[dict, dict]:
     """(gradients by name, metrics) of add_gradients, on this process of the plan's world."""
-    said = reference_scores(reference, ids, list(range(len(ids))), plan.micro, nullcontext, plan.world)
-    line = add_gradients(replicate(policy.train(), plan.world), examples_of(ids), said, indices, plan, zero=None)
-    return {name: p.grad.clone() for name, p in policy.named_parameters()}, line
+    said = said_by(reference, ids, plan=plan)
+    model = replicate(policy.train(), plan.way.world)
+    totals, _ = add_gradients(model, examples_of(ids), said, indices, plan)
+    return {name: p.grad.clone() for name, p in policy.named_parameters()}, totals.averages(plan.loss)
 
 
 # The plain path
@@ -95,14 +112,14 @@ def test_loss_and_gradient_are_those_of_the_plain_path_for_any_micro_batch(make_
     loss = plain_loss(spec, policy, reference, [ids[i] for i in INDICES])
     loss.backward()
     expected = {name: p.grad for name, p in policy.named_parameters()}
-    for micro in (1, 3, 7, 50):
-        gradient, line = step(make_gpt(1, double=True), reference, ids, INDICES, plan_of(spec, micro))
+    for micro, tokens in ((1, ANY), (3, ANY), (7, ANY), (50, ANY), (50, 25), (50, 1)):
+        gradient, line = step(make_gpt(1, double=True), reference, ids, INDICES, plan_of(spec, micro, tokens=tokens))
         assert close(gradient, expected, 3e-6)
         assert line["loss"] == pytest.approx(loss.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("spec", SPECS)
-def test_metrics_are_those_of_the_plain_path_and_only_padding_knows_the_micro_batch(make_gpt, random_ids, spec):
+def test_metrics_are_those_of_the_plain_path_for_any_micro_batch(make_gpt, random_ids, spec):
     ids = random_ids(10, seed=1)
     policy, reference = make_gpt(1), make_gpt(2)
     picked = [ids[i] for i in INDICES]
@@ -130,14 +147,21 @@ def test_metrics_are_those_of_the_plain_path_and_only_padding_knows_the_micro_ba
             "loss/dpo": -logsigmoid(beta * torch.tensor(margins)).mean().item(),
             "loss/sft": -c.sum().item() / sum(len(p.chosen) for p in picked),
         }
-    by_length = sorted(pair.length for pair in picked)
+    expected["padding"] = 0  # rows stand one behind the other
     for micro in (1, 3, 7):
-        places = sum(
-            len(some) * max(some) for some in (by_length[start : start + micro] for start in range(0, 7, micro))
-        )
         line = step(make_gpt(1), reference, ids, INDICES, plan_of(spec, micro))[1]
-        assert line == pytest.approx(expected | {"padding": 1 - expected["tokens"] / places}, rel=1e-4, abs=1e-5)
-        assert line.keys() == expected.keys() | {"padding"}
+        assert line == pytest.approx(expected, rel=1e-4, abs=1e-5)
+        assert line.keys() == expected.keys()
+
+
+def test_prompts_that_begin_alike_are_read_once_and_the_gradient_is_still_that_of_the_plain_path(make_gpt, random_ids):
+    ids = [pair._replace(prompt=[5, 3, 9, 1, 1, *pair.prompt]) for pair in random_ids(10, seed=1)]
+    policy, reference = make_gpt(1, double=True), make_gpt(2, double=True)
+    plain_loss("dpo(beta=0.3)", policy, reference, [ids[i] for i in INDICES]).backward()
+    for micro in (2, 7):
+        gradient, line = step(make_gpt(1, double=True), reference, ids, INDICES, plan_of("dpo(beta=0.3)", micro))
+        assert close(gradient, {name: p.grad for name, p in policy.named_parameters()}, 3e-6)
+        assert line["tokens"] == sum(ids[i].length for i in INDICES)  # of each row by itself
 
 
 def test_the_step_is_independent_of_the_order_of_its_pairs(make_gpt, random_ids):
@@ -162,7 +186,9 @@ def test_sft_is_the_mean_over_answer_tokens_and_asks_for_one_branch_alone(make_g
     loss = -summed(policy, ids, "chosen").sum() / sum(len(pair.chosen) for pair in ids)
     loss.backward()
     model = make_gpt(1, double=True)
-    line = add_gradients(model, examples_of(ids), torch.zeros(6, 2), list(range(6)), plan_of("sft", 2), None)
+    plan = plan_of("sft", 2)
+    totals, _ = add_gradients(model, examples_of(ids), no_reference(examples_of(ids)), list(range(6)), plan)
+    line = totals.averages(plan.loss)
     assert line["loss"] == pytest.approx(loss.item(), rel=1e-5) and "rewards/margins" not in line
     assert close(
         {n: p.grad for n, p in model.named_parameters()}, {n: p.grad for n, p in policy.named_parameters()}, 3e-6
@@ -177,27 +203,46 @@ def test_where_the_reference_is_the_policy_the_loss_is_ln_2_every_margin_0_and_t
 ):
     ids, model = random_ids(9, seed=4), make_gpt(1)
     for micro in (1, 2, 9):  # the reference is asked in other batches than the policy
-        said = reference_scores(make_gpt(1), ids, list(range(9)), 4, nullcontext, ALONE)
+        said, plan = said_by(make_gpt(1), ids), plan_of("dpo", micro)
         model.zero_grad()
-        line = add_gradients(model, examples_of(ids), said, list(range(9)), plan_of("dpo", micro), zero=0.01)
+        totals, largest = add_gradients(model, examples_of(ids), said, list(range(9)), plan)
+        line = totals.averages(plan.loss)
         assert line["loss"] == pytest.approx(0.6931472, abs=1e-5) and line["rewards/margins"] == pytest.approx(
             0, abs=1e-5
         )
         assert line["rewards/accuracies"] == 0.5  # nothing but ties
         assert max(float(p.grad.abs().max()) for p in model.parameters()) > 1e-3
+        assert float(largest) < 1e-3
+        check_unmoved(float(largest), "fp32")
 
 
-def test_expecting_zero_refuses_a_reference_that_is_another_model(make_gpt, random_ids):
+def test_in_bfloat16_too_the_loss_is_ln_2_before_the_first_update(make_gpt, random_ids):
+    ids = random_ids(9, seed=4)
+    for micro in (1, 2, 9):
+        plan = plan_of("dpo", micro, precision="bf16")
+        said = said_by(make_gpt(1), ids, plan=plan)
+        totals, largest = add_gradients(make_gpt(1), examples_of(ids), said, list(range(9)), plan)
+        assert totals.averages(plan.loss)["loss"] == pytest.approx(0.6931472, abs=1e-3)
+        check_unmoved(float(largest), "bf16")
+    in_float32 = said_by(make_gpt(1), ids)
+    assert not torch.equal(said.logps, in_float32.logps)  # which is another file
+
+
+def test_where_the_reference_is_another_model_the_largest_log_ratio_is_told_and_refused(make_gpt, random_ids):
     ids = random_ids(6)
-    said = reference_scores(make_gpt(2), ids, list(range(6)), 2, nullcontext, ALONE)
-    assert (said - reference_scores(make_gpt(1), ids, list(range(6)), 2, nullcontext, ALONE)).abs().max() > 1
-    for zero in (None, 0.01):
-        model = make_gpt(1)
-        if zero is not None:
-            with pytest.raises(RuntimeError, match="before the first update"):
-                add_gradients(model, examples_of(ids), said, [0, 1, 2], plan_of("dpo", 3), zero)
-        else:
-            add_gradients(model, examples_of(ids), said, [0, 1, 2], plan_of("dpo", 3), None)
+    said = said_by(make_gpt(2), ids)
+    policy, plan = make_gpt(1), plan_of("dpo", 2)
+    with torch.no_grad():
+        (c, r), (C, R) = (
+            [summed(model, ids[:5], side) for side in ("chosen", "rejected")] for model in (policy, make_gpt(2))
+        )
+    _, largest = add_gradients(policy, examples_of(ids), said, [0, 1, 2, 3, 4], plan)
+    assert float(largest) == pytest.approx(float(((c - C) - (r - R)).abs().max()), rel=1e-4)
+    for numbers in ("fp32", "bf16"):
+        with pytest.raises(RuntimeError, match="before the first update"):
+            check_unmoved(float(largest), numbers)
+    with pytest.raises(RuntimeError, match="nan"):
+        check_unmoved(float("nan"), "fp32")
 
 
 # Held-out pairs
@@ -206,13 +251,11 @@ def test_expecting_zero_refuses_a_reference_that_is_another_model(make_gpt, rand
 @pytest.mark.parametrize("micro", [1, 2, 50])
 def test_held_out_metrics_count_every_pair_once_in_eval_mode_without_a_gradient(make_gpt, random_ids, micro):
     ids, reference = random_ids(7, seed=5), make_gpt(2)
-    said = reference_scores(reference, ids, list(range(7)), 2, nullcontext, ALONE)
+    said = said_by(reference, ids)
     expected = step(make_gpt(1), reference, ids, list(range(7)), plan_of("dpo + 0.5*sft", 7))[1]
     policy = make_gpt(1, dropout=0.5).train()
     line = held_out_metrics(policy, examples_of(ids), said, plan_of("dpo + 0.5*sft", micro))
-    assert line["pairs"] == 7 and {k: v for k, v in line.items() if k != "padding"} == pytest.approx(
-        {k: v for k, v in expected.items() if k != "padding"}, rel=1e-5, abs=1e-5
-    )
+    assert line["pairs"] == 7 and line == pytest.approx(expected, rel=1e-5, abs=1e-5)
     assert not policy.training and all(p.grad is None for p in policy.parameters())
 
 
@@ -237,20 +280,30 @@ def one_of_two(rank: int, port: int, folder: str, start: GPT, reference: GPT, id
         "MASTER_PORT": str(port),
         "TORCHELASTIC_RUN_ID": "test",
         "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "GPT_DPO_CACHE": f"{folder}/cache",  # nothing is known that these two did not compute
     }
     torch.set_num_threads(1)
+    AT_ONCE["cpu"] = Limit(1, ANY)  # so that the reference too is asked unevenly often
     with join("cpu") as world:
         lines = []
         for number, (spec, indices, micro) in enumerate(CASES):
             gradient, line = step(deepcopy(start), reference, ids, indices, plan_of(spec, micro, world))
             save_file(gradient, f"{folder}/{number}-{rank}.safetensors")
             lines.append(line)
-        said = reference_scores(reference, ids, [0, 3, 6], 1, nullcontext, world)
-        everything = reference_scores(reference, ids[:5], list(range(5)), 1, nullcontext, world)
-        lines.append(held_out_metrics(start, examples_of(ids[:5]), everything, plan_of("dpo(beta=0.3)", 1, world)))
-        save_file({"said": said}, f"{folder}/said-{rank}.safetensors")
+        plan = plan_of("dpo(beta=0.3)", 1, world)
+        others = make_other(ids)  # which no case above has asked for
+        said = [said_by(reference, others, wanted, plan) for wanted in ([0, 3, 6], [6, 0], [1, 6], [])]
+        everything = said_by(reference, ids[:5], plan=plan)
+        lines.append(held_out_metrics(start, examples_of(ids[:5]), everything, plan))
+        nothing = said_by(reference, [], plan=plan)  # no pair is held out
+        lines.append([one.computed for one in (*said, everything, nothing)])
+        save_file({str(i): one.logps for i, one in enumerate(said)}, f"{folder}/said-{rank}.safetensors")
         with open(f"{folder}/{rank}.json", "w") as file:
             json.dump(lines, file)
+
+
+def make_other(ids: list[Ids]) -> list[Ids]:
+    return [pair._replace(prompt=[1, *pair.prompt]) for pair in ids]
 
 
 @pytest.fixture(scope="module")
@@ -265,7 +318,7 @@ def two_processes(make_gpt, random_ids, tmp_path_factory):
         (
             [load_file(folder / f"{number}-{rank}.safetensors") for number in range(len(CASES))],
             json.loads((folder / f"{rank}.json").read_text()),
-            load_file(folder / f"said-{rank}.safetensors")["said"],
+            load_file(folder / f"said-{rank}.safetensors"),
         )
         for rank in range(2)
     ]
@@ -273,11 +326,8 @@ def two_processes(make_gpt, random_ids, tmp_path_factory):
 
 @pytest.mark.parametrize("number", range(len(CASES)))
 def test_two_processes_hold_the_gradient_and_the_metrics_that_one_has(make_gpt, random_ids, two_processes, number):
-    (spec, indices, micro), ids = CASES[number], random_ids(7, seed=6)
+    (spec, indices, _), ids = CASES[number], random_ids(7, seed=6)
     gradient, line = step(make_gpt(1), make_gpt(2), ids, indices, plan_of(spec, len(indices)))
-    shares = [micro_batches(indices, ids, micro, World(rank, 2, ALONE.device)) for rank in range(2)]
-    places = sum(len(some) * max(ids[i].length for i in some) for share in shares for some in share if some)
-    line["padding"] = 1 - sum(ids[i].length for i in indices) / places  # an empty micro-batch is no padding
     for gradients, lines, _ in two_processes:
         assert close(gradients[number], gradient, 1e-5)
         assert lines[number] == pytest.approx(line, rel=1e-5, abs=1e-6)
@@ -291,20 +341,81 @@ def test_some_of_these_steps_leave_a_process_without_a_pair(random_ids):
     empty = Counter(
         not some
         for _, indices, micro in CASES
-        for some in micro_batches(indices, ids, micro, World(1, 2, ALONE.device))
+        for some in micro_batches(indices, ids, Limit(micro, ANY), World(1, 2, ALONE.device))
     )
     assert empty[True] >= 2
-    # evaluation takes two pairs a pass where training takes one
-    assert micro_batches(list(range(5)), ids, 2, World(1, 2, ALONE.device))[-1] == []
+    # so do the reference and the evaluation
+    assert micro_batches(list(range(5)), ids, Limit(1, ANY), World(1, 2, ALONE.device))[-1] == []
 
 
-def test_two_processes_know_the_same_reference_scores_and_held_out_metrics_as_one(make_gpt, random_ids, two_processes):
+def test_two_processes_know_the_same_reference_and_held_out_metrics_as_one(make_gpt, random_ids, two_processes):
     ids, reference = random_ids(7, seed=6), make_gpt(2)
-    said = reference_scores(reference, ids, [0, 3, 6], 5, nullcontext, ALONE)
-    everything = reference_scores(reference, ids[:5], list(range(5)), 5, nullcontext, ALONE)
-    line = held_out_metrics(make_gpt(1), examples_of(ids[:5]), everything, plan_of("dpo(beta=0.3)", 5))
+    expected = said_by(reference, make_other(ids), [0, 1, 3, 6])
+    line = held_out_metrics(make_gpt(1), examples_of(ids[:5]), said_by(reference, ids[:5]), plan_of("dpo(beta=0.3)", 5))
     for _, lines, found in two_processes:
-        assert torch.allclose(found, said, atol=1e-5) and (found[[1, 2, 4, 5]] == 0).all()
-        assert {k: v for k, v in lines[-1].items() if k != "padding"} == pytest.approx(
-            {k: v for k, v in line.items() if k != "padding"}, rel=1e-5, abs=1e-6
-        )
+        *_, metrics, computed = lines
+        assert metrics == pytest.approx(line, rel=1e-5, abs=1e-6)
+        assert computed == [3, 0, 1, 0, 5, 0]  # what was known was read, on both
+        for number, known in enumerate(([0, 3, 6], [0, 3, 6], [0, 1, 3, 6], [0, 1, 3, 6])):
+            logps = found[str(number)]
+            for i in range(7):
+                of = slice(expected.starts[i], expected.starts[i + 1])
+                if i in known:
+                    assert torch.allclose(logps[of], expected.logps[of], atol=1e-5)
+                else:
+                    assert logps[of].isnan().all()
+        assert torch.equal(found["2"], found["3"])
+    bits = [[found[str(number)].view(torch.int32) for number in range(4)] for _, _, found in two_processes]
+    assert all(torch.equal(a, b) for a, b in zip(*bits))
+
+
+# Many steps
+
+
+def trained_plainly(policy: GPT, reference: GPT, ids: list[Ids], steps: int, precision: str) -> list[float]:
+    """Losses of a loop with nothing of ours but dpo/plain.py, the order of pairs and the rate: four padded passes a step."""
+    groups = [{"params": [p for p in policy.parameters() if p.dim() >= 2], "weight_decay": 0.1}]
+    groups += [{"params": [p for p in policy.parameters() if p.dim() < 2], "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.95), fused=False, foreach=False)
+    losses = []
+    for number in range(1, steps + 1):
+        some = [ids[i] for i in pairs_of_step(number, len(ids), 8, 0)]
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            loss = plain_loss("dpo(beta=0.3)", policy, reference, some)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(number, steps, 1e-3, 0.1)
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def trained(policy: GPT, reference: GPT, ids: list[Ids], steps: int, plan: Plan) -> list[float]:
+    """Losses of as many steps as dpo/train.py does them."""
+    said, optimizer, losses = said_by(reference, ids, plan=plan), adamw(policy, 0.1), []
+    for number in range(1, steps + 1):
+        indices = pairs_of_step(number, len(ids), 8, 0)
+        totals, _ = add_gradients(policy.train(), examples_of(ids), said, indices, plan)
+        update(optimizer, learning_rate(number, steps, 1e-3, 0.1), 1.0, totals.sound)
+        losses.append(totals.averages(plan.loss)["loss"])
+    return losses
+
+
+@pytest.mark.parametrize("micro, tokens", [(8, ANY), (3, ANY), (8, 40)])
+def test_the_losses_of_20_steps_are_those_of_a_plain_loop(make_gpt, random_ids, micro, tokens):
+    ids = random_ids(20, seed=3)
+    expected = trained_plainly(make_gpt(1), make_gpt(1), ids, 20, "fp32")
+    found = trained(make_gpt(1), make_gpt(1), ids, 20, plan_of("dpo(beta=0.3)", micro, tokens=tokens))
+    assert expected[0] == pytest.approx(0.6931472, abs=1e-5) and expected[-1] < 0.3
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_in_bfloat16_20_steps_stay_as_near_to_float32_as_a_plain_loop_in_bfloat16(make_gpt, random_ids):
+    ids = random_ids(20, seed=3)
+    exact = trained_plainly(make_gpt(1), make_gpt(1), ids, 20, "fp32")
+    plain = trained_plainly(make_gpt(1), make_gpt(1), ids, 20, "bf16")
+    found = trained(make_gpt(1), make_gpt(1), ids, 20, plan_of("dpo(beta=0.3)", 3, precision="bf16"))
+    noise = max(abs(a - b) for a, b in zip(plain, exact))
+    assert max(abs(a - b) for a, b in zip(found, exact)) < max(2 * noise, 0.02) < 0.2

@@ -1,0 +1,310 @@
+"""gpt/attention.py: the picture of its docstring, the mask against its definition, and each way against the mask."""
+
+import re
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from gpt import attention as module
+from gpt.attention import Tree, branches, by_branch, by_path, lines, looking, may_look
+
+CPU = torch.device("cpu")
+H, D = 3, 8
+
+
+@st.composite
+def trees(draw) -> Tree:
+    """Any tree of at most nine pieces and at least one token: what hangs from a piece follows it at once."""
+    sizes, parents = [draw(st.integers(0, 4))], [-1]
+    path = [0]  # of the last piece
+    for piece in range(1, draw(st.integers(1, 9))):
+        depth = draw(st.integers(0, len(path) - 1))
+        parents.append(path[depth])
+        sizes.append(draw(st.integers(0, 4)))
+        path = [*path[: depth + 1], piece]
+    if not sum(sizes):
+        sizes[-1] = 1
+    return Tree(tuple(sizes), tuple(parents))
+
+
+def picture() -> tuple[list[int], Tree]:
+    """The tokens and the tree that the docstring shows."""
+
+    def cells(name: str) -> list[str]:
+        (line,) = re.findall(rf"^ *{name} +(.*)$", module.__doc__, re.MULTILINE)
+        return [cell.strip() for cell in re.split(" {4,}", line)[0].split("|")]
+
+    # the cells of `piece` and `parent` stand far apart: whatever stands in them are numbers and one word
+    numbers = {
+        name: re.search(rf"^ *{name} +([\dnone |]+?)(?: {{8,}}|$)", module.__doc__, re.MULTILINE)[1]
+        for name in ("piece", "parent")
+    }
+    pieces = [int(cell) for cell in numbers["piece"].split("|")]
+    parents = [-1 if cell.strip() == "none" else int(cell) for cell in numbers["parent"].split("|")]
+    tokens = [[int(token) for token in cell.split()] for cell in cells("tokens")]
+    assert pieces == list(range(len(tokens))) and len(parents) == len(tokens)
+    return [token for some in tokens for token in some], Tree(tuple(map(len, tokens)), tuple(parents))
+
+
+def qkv(T: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(1, H, T, D, generator=generator, dtype=torch.float64).to(dtype) for _ in range(3)]
+
+
+def with_gradients(function, parts: list[Tensor]) -> list[Tensor]:
+    """What `function` gives of q, k and v, and the gradients of a weighted sum of it."""
+    parts = [part.clone().requires_grad_() for part in parts]
+    y = function(*parts)
+    weights = torch.randn(y.shape, generator=torch.Generator().manual_seed(99), dtype=torch.float64).to(y.dtype)
+    return [y.detach(), *torch.autograd.grad((weights * y).sum(), parts)]
+
+
+def by_definition(tree: Tree, parts: list[Tensor], scale: float) -> list[Tensor]:
+    """The same with one softmax over the whole row, where what may not be seen is minus infinity."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scores = (q @ k.transpose(-1, -2) * scale).masked_fill(~may_look(tree), float("-inf"))
+        return scores.softmax(-1) @ v
+
+    return with_gradients(attend, parts)
+
+
+def assert_same(found: list[Tensor], expected: list[Tensor], tolerance: float) -> None:
+    for a, b in zip(found, expected, strict=True):
+        assert a.shape == b.shape
+        torch.testing.assert_close(a, b.to(a.dtype), rtol=0, atol=tolerance * max(1.0, float(b.abs().max())))
+
+
+# The tree and the mask
+
+
+def test_the_picture_of_the_docstring_is_a_tree_in_which_the_lines_it_names_are_paths():
+    tokens, tree = picture()
+    assert tokens == [10, 11, 12, 20, 13, 30, 31, 40]
+    assert tree == Tree((2, 2, 1, 2, 1), (-1, 0, 0, 2, 2))
+    mask = may_look(tree)
+    seen = {tokens[query]: [tokens[key] for key in range(8) if mask[query, key]] for query in range(8)}
+    assert seen[31] == [10, 11, 13, 30, 31] and seen[20] == [10, 11, 12, 20]  # the two that the picture names
+    assert seen == {
+        10: [10],
+        11: [10, 11],
+        12: [10, 11, 12],
+        20: [10, 11, 12, 20],
+        13: [10, 11, 13],
+        30: [10, 11, 13, 30],
+        31: [10, 11, 13, 30, 31],
+        40: [10, 11, 13, 40],
+    }
+
+
+@given(trees())
+def test_paths_lead_from_the_root_to_the_piece_and_spans_cut_the_row(tree):
+    assert [path[-1] for path in tree.paths] == list(range(len(tree.sizes)))
+    for path in tree.paths:
+        assert path[0] == 0 and all(tree.parents[below] == above for above, below in zip(path, path[1:]))
+    assert [after - first for first, after in tree.spans] == list(tree.sizes)
+    assert [first for first, _ in tree.spans] == [sum(tree.sizes[:piece]) for piece in range(len(tree.sizes))]
+
+
+@given(trees())
+def test_a_key_is_seen_if_its_piece_is_the_querys_own_or_one_above_it_and_it_is_not_later(tree):
+    piece = [number for number, size in enumerate(tree.sizes) for _ in range(size)]
+    mask = may_look(tree)
+    assert mask.shape == (len(piece), len(piece)) and mask.dtype == torch.bool
+    for query in range(len(piece)):
+        above, here = set(), piece[query]
+        while here >= 0:
+            above.add(here)
+            here = tree.parents[here]
+        for key in range(len(piece)):
+            assert mask[query, key] == (key <= query and piece[key] in above)
+    assert mask.diagonal().all()  # every query sees something: no softmax is over nothing
+
+
+# A call for each branch
+
+
+@given(trees(), st.sampled_from([D**-0.5, 1.0, 0.1]))
+def test_by_branch_gives_the_outputs_and_gradients_of_the_mask(tree, scale):
+    parts = qkv(sum(tree.sizes))
+    expected = by_definition(tree, parts, scale)
+    parts = [part.float() for part in parts]
+    found = with_gradients(lambda *qkv: by_branch(branches(tree), *qkv, 0.0, scale), parts)
+    assert {part.dtype for part in found} == {torch.float32}
+    assert_same(found, expected, 1e-5)
+    dense = with_gradients(
+        lambda *qkv: scaled_dot_product_attention(*qkv, may_look(tree)[None, None], scale=scale), parts
+    )
+    assert_same(found, dense, 1e-5)
+
+
+@given(trees())
+def test_by_branch_in_double_precision_differs_from_the_mask_by_nothing_that_float32_would_hide(tree):
+    parts = qkv(sum(tree.sizes))
+    expected = by_definition(tree, parts, 0.3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Tensor, "float", Tensor.double)  # its float32 is what rounds
+        found = with_gradients(lambda *qkv: by_branch(branches(tree), *qkv, 0.0, 0.3), parts)
+    assert_same(found, expected, 1e-12)
+
+
+def test_the_branches_cover_the_row_behind_the_root_and_each_is_as_long_as_what_hangs_there():
+    _, tree = picture()
+    root, found = branches(tree)
+    assert root == 2 and [branch.size for branch in found] == [2, 4]
+    mask = may_look(tree)
+    assert torch.equal(found[0].mask, mask[2:4, :4])
+    assert torch.equal(found[1].mask, mask[4:, [0, 1, 4, 5, 6, 7]])
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_bfloat16_goes_in_and_comes_out_but_what_is_computed_is_float32(autocast):
+    _, tree = picture()
+    parts = qkv(8, dtype=torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        y = by_branch(branches(tree), *parts, 0.0, 1.0)
+    exact = by_branch(branches(tree), *(part.float() for part in parts), 0.0, 1.0)
+    assert y.dtype == torch.bfloat16 and torch.equal(y, exact.bfloat16())  # one rounding, at the end
+    in_bfloat16 = scaled_dot_product_attention(*parts, may_look(tree)[None, None], scale=1.0)
+    assert not torch.equal(y, in_bfloat16)
+
+
+def test_dropout_drops_what_is_looked_at_in_the_root_and_in_the_branches():
+    _, tree = picture()
+    parts = qkv(8, dtype=torch.float32)
+    assert not by_branch(branches(tree), *parts, 1.0, 1.0).any()
+    torch.manual_seed(0)
+    many = torch.stack([by_branch(branches(tree), *parts, 0.5, 1.0) for _ in range(4000)])
+    mean = by_branch(branches(tree), *parts, 0.0, 1.0)
+    assert (many.mean(0) - mean).abs().max() < 6 * many.std(0).max() / 4000**0.5
+    assert (many.std(0).amax((0, 1, 3)) > 0.1).all()  # every place of the row
+
+
+# A call of the ragged kernel
+
+
+def ragged(q: Tensor, k: Tensor, v: Tensor, q_ends: Tensor, k_ends: Tensor, most_q: int, most_k: int) -> Tensor:
+    """What torch says that its kernel computes, text by text: causal from the bottom right, scaled by 1 / sqrt(D)."""
+    assert q_ends.dtype == k_ends.dtype == torch.int32 and q_ends[0] == k_ends[0] == 0
+    assert (q_ends[-1], k_ends[-1]) == (len(q), len(k)) and len(k) == len(v)
+    assert (most_q, most_k) == (int(q_ends.diff().max()), int(k_ends.diff().max()))
+    found = []
+    for a, b, c, d in zip(q_ends.tolist(), q_ends[1:].tolist(), k_ends.tolist(), k_ends[1:].tolist()):
+        scores = torch.einsum("qhd,khd->hqk", q[a:b], k[c:d]) / q.shape[-1] ** 0.5
+        seen = torch.arange(d - c)[None] <= torch.arange(b - a)[:, None] + (d - c) - (b - a)
+        found.append(torch.einsum("hqk,khd->qhd", scores.masked_fill(~seen, float("-inf")).softmax(-1), v[c:d]))
+    return torch.cat(found)
+
+
+def of_torch_2_10(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_causal=False, return_aux=None):
+    assert is_causal and return_aux is None
+    return ragged(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k)
+
+
+def of_torch_2_13(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1)):
+    assert scale is None and tuple(window_size) == (-1, 0)
+    return ragged(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k)
+
+
+@pytest.fixture(params=[of_torch_2_10, of_torch_2_13], ids=lambda kernel: kernel.__name__)
+def kernel(request, monkeypatch):
+    """The kernel is for CUDA alone; in its place the same in Python, with the signature of two releases of torch."""
+    monkeypatch.setattr(module, "varlen_attn", request.param)
+
+
+@pytest.mark.parametrize("scale", [D**-0.5, 1.0, 0.05])
+@pytest.mark.parametrize("number", range(12))
+def test_by_path_gives_the_outputs_and_gradients_of_the_mask(kernel, number, scale):
+    tree = SOME_TREES[number]
+    parts = qkv(sum(tree.sizes), number)
+    found = with_gradients(lambda *qkv: by_path(tree, lines(tree), *qkv, 0.0, scale), parts)
+    assert_same(found, by_definition(tree, parts, scale), 1e-12)
+
+
+SOME_TREES = [
+    picture()[1],
+    Tree((5,), (-1,)),  # a text and nothing else
+    Tree((0, 3), (-1, 0)),
+    Tree((0, 0, 2, 3), (-1, 0, 1, 1)),  # a pair without a trunk
+    Tree((3, 0, 2, 0, 4, 1), (-1, 0, 1, 1, 0, 4)),
+    Tree((0, 2, 2, 2, 2), (-1, 0, 1, 2, 3)),  # one line in five pieces
+    Tree((1, 1, 1, 1, 1), (-1, 0, 0, 0, 0)),
+    Tree((4, 0), (-1, 0)),
+    Tree((0, 3, 1, 2, 2, 4, 4, 0), (-1, 0, 1, 1, 0, 4, 4, 0)),
+    Tree((2, 2, 1, 2, 1, 9), (-1, 0, 0, 2, 2, 0)),  # the last is padding
+    Tree((0, 0, 0, 0, 1), (-1, 0, 1, 2, 3)),
+    Tree((7, 6, 5, 4, 3, 2, 1), (-1, 0, 1, 2, 2, 1, 0)),
+]
+
+
+@given(trees())
+def test_the_lines_of_a_row_are_its_paths(tree):
+    found = lines(tree)
+    places = torch.arange(sum(tree.sizes))
+    mask = may_look(tree)
+    asking = [number for number, size in enumerate(tree.sizes) if size]
+    assert len(found.query_ends) == len(found.key_ends) == len(asking) + 1
+    for number, piece in enumerate(asking):
+        first, after = tree.spans[piece]
+        assert found.query_ends[number : number + 2].tolist() == [first, after]
+        keys = found.keys[found.key_ends[number] : found.key_ends[number + 1]]
+        assert torch.equal(keys, places[mask[after - 1]])  # all that its last token sees, in order
+
+
+def test_with_dropout_which_the_kernel_does_not_have_it_goes_by_branch(kernel):
+    _, tree = picture()
+    parts = qkv(8, dtype=torch.float32)
+    torch.manual_seed(3)
+    found = by_path(tree, lines(tree), *parts, 0.5, 0.7)
+    torch.manual_seed(3)
+    assert torch.equal(found, by_branch(branches(tree), *parts, 0.5, 0.7))
+    assert not torch.allclose(found, by_path(tree, lines(tree), *parts, 0.0, 0.7))
+
+
+# Which of them
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_on_a_cpu_looking_goes_by_branch(kernel, dtype):
+    _, tree = picture()
+    look = looking(tree, CPU, dtype)
+    assert look.func is by_branch
+    parts = qkv(8, dtype=torch.float32)
+    assert_same([look(*parts, 0.0, 0.5)], by_definition(tree, parts, 0.5)[:1], 1e-6)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernel is for CUDA")
+@pytest.mark.parametrize("number", range(12))
+def test_on_a_gpu_the_kernel_itself_is_held_to_the_mask(number):
+    tree, cuda = SOME_TREES[number], torch.device("cuda")
+    parts = [torch.randn(1, 2, sum(tree.sizes), 64).bfloat16() for _ in range(3)]
+    look = looking(tree, cuda, torch.bfloat16)
+    assert look.func is (by_path if module.varlen_attn else by_branch)
+    found = with_gradients(lambda *qkv: look(*qkv, 0.0, 0.2), [part.to(cuda) for part in parts])
+    expected = by_definition(tree, [part.double() for part in parts], 0.2)
+    for a, b in zip(found, expected):
+        assert float((a.cpu().double() - b).abs().max()) <= 0.02 * max(1.0, float(b.abs().max()))
+    assert looking(tree, cuda, torch.float32).func is by_branch
+
+
+@given(trees(), st.integers(0, 5))
+def test_padding_at_the_end_changes_nothing_before_it_and_is_finite(tree, padding):
+    parts = qkv(sum(tree.sizes) + padding)
+    padded = Tree((*tree.sizes, padding), (*tree.parents, 0))
+    with_it = with_gradients(
+        lambda *qkv: by_branch(branches(padded), *qkv, 0.0, 0.4)[:, :, : sum(tree.sizes)],
+        [part.float() for part in parts],
+    )
+    without = with_gradients(
+        lambda *qkv: by_branch(branches(tree), *qkv, 0.0, 0.4),
+        [part[:, :, : sum(tree.sizes)].float() for part in parts],
+    )
+    assert_same([with_it[0]], [without[0]], 1e-6)
+    for a, b in zip(with_it[1:], without[1:]):
+        assert_same([a[:, :, : sum(tree.sizes)]], [b], 1e-6)
+        assert not a[:, :, sum(tree.sizes) :].any()  # nothing that has a target looks at it
+    assert by_branch(branches(padded), *parts, 0.0, 0.4).isfinite().all()
