@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 
 from data.pairs import summary
+from dpo.examples import EMBEDDED, open_examples
 from dpo.losses import parse_loss
 from dpo.order import steps_in_epochs
 from dpo.run_folder import RunFolder
-from dpo.start import EMBEDDED, open_examples, open_model
+from dpo.start import open_model
 from dpo.step import fitting
 from gpt import precision
 from gpt.command import UserError, check_range
@@ -104,7 +105,7 @@ class Job:
             "steps": self.steps,
             "micro": flags.micro
             or kept.get("micro")
-            or min(fitting(self.policy.config, self.train.ids, world.device), math.ceil(flags.batch / world.size)),
+            or min(fitting(self.policy.config, self.train.lengths, world.device), math.ceil(flags.batch / world.size)),
             "precision": (flags.precision == "auto" and kept.get("precision"))
             or precision.resolve(flags.precision, world.device, self.parameters),
             "threads": kept.get("threads", torch.get_num_threads()),

@@ -13,7 +13,7 @@ The order is a pure function of (seed, step): resuming needs one integer, and th
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -28,9 +28,17 @@ def steps_in_epochs(pairs: int, batch: int, epochs: int) -> int:
 
 def pairs_of_step(step: int, pairs: int, batch: int, seed: int) -> list[int]:
     """Indices of the pairs of update `step`, counted from 1: each pair once an epoch."""
-    epoch, place = divmod(step - 1, math.ceil(pairs / batch))
-    order = np.random.default_rng((seed, epoch)).permutation(pairs)
-    return order[place * batch : (place + 1) * batch].tolist()
+    ((_, indices),) = steps_of(step, step, pairs, batch, seed)
+    return indices
+
+
+def steps_of(first: int, last: int, pairs: int, batch: int, seed: int) -> Iterator[tuple[int, list[int]]]:
+    """(step, its pairs) for the updates `first` to `last`, both included. An epoch is shuffled once, as it begins."""
+    for step in range(first, last + 1):
+        epoch, place = divmod(step - 1, math.ceil(pairs / batch))
+        if place == 0 or step == first:
+            order = np.random.default_rng((seed, epoch)).permutation(pairs)
+        yield step, order[place * batch : (place + 1) * batch].tolist()
 
 
 def pairs_met(steps: int, pairs: int, batch: int, seed: int) -> list[int]:

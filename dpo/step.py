@@ -6,17 +6,18 @@ The loss of a micro-batch is divided by the pairs (or answer tokens) of the whol
 the micro-batch nor the number of processes changes the gradient.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dpo.examples import Examples
 from dpo.losses import Loss, Scores
 from dpo.metrics import averages, sums
 from dpo.order import micro_batches
-from dpo.rows import Batch, Ids, answer_sums, batch_of, token_logps
-from dpo.start import Examples
+from dpo.rows import Batch, answer_sums, batch_of, token_logps
 from gpt.model import GPTConfig
 from gpt.parallel import World, accumulate
 
@@ -50,7 +51,7 @@ def add_gradients(
     rounding. Raises RuntimeError where one is larger: then the two are asked in different ways, and every later figure
     would be wrong.
     """
-    pairs, tokens = len(indices), sum(len(examples.ids[i].chosen) for i in indices)
+    pairs, tokens = len(indices), int(examples.lengths[indices, 1].sum())
     mine = micro_batches(indices, examples.ids, plan.micro, plan.world)
     found = []
     for number, some in enumerate(mine, 1):
@@ -83,12 +84,11 @@ def held_out_metrics(policy: nn.Module, examples: Examples, reference: Tensor, p
     return averages(found, plan.loss, plan.world)
 
 
-def fitting(config: GPTConfig, pairs: Sequence[Ids], device: torch.device) -> int:
-    """How many of these pairs a forward pass may take: what fits 2 GiB of activations, and on CPU 2,048 tokens, since more
-    of them leave the cache and pad each other (1.2M parameters: faster by 26 pairs than by 64)."""
-    longest = max(ids.length for ids in pairs)
-    answers = max(len(ids.chosen) + len(ids.rejected) for ids in pairs)
+def fitting(config: GPTConfig, lengths: np.ndarray, device: torch.device) -> int:
+    """How many pairs of these lengths (n, 3) a forward pass may take: what fits 2 GiB of activations, and on CPU 2,048
+    tokens, since more of them leave the cache and pad each other (1.2M parameters: faster by 26 pairs than by 64)."""
+    longest, answers = int(lengths.sum(1).max()) - 1, int(lengths[:, 1:].sum(1).max())
     # floats a row: about 34 C a token in each layer, two (T, T) of each head, two (N, V) for the answers' logits
     layer = longest * (34 * config.n_embd + 2 * config.n_head * longest)
     floats = config.n_layer * layer + 2 * answers * config.vocab_size
-    return max(1, min(2 * 2**30 // (4 * floats), 2048 // longest if device.type == "cpu" else len(pairs)))
+    return max(1, min(2 * 2**30 // (4 * floats), 2048 // longest if device.type == "cpu" else len(lengths)))

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from dpo.card import model_card
 from dpo.job import Job
-from dpo.order import pairs_met, pairs_of_step
+from dpo.order import pairs_met, steps_of
 from dpo.reference import reference_scores
 from dpo.run_folder import SHOWN, RunFolder
 from dpo.step import Plan, add_gradients, held_out_metrics
@@ -165,23 +165,22 @@ def train(job: Job, world: World) -> int:
     if not found or due(done, flags.eval_every) and agree(folder.last_split(), world) != "held-out":
         evaluate(done)  # also where the run was cut off between its checkpoint and its evaluation
     bar = tqdm(
-        range(done + 1, steps + 1),
+        steps_of(done + 1, steps, len(job.train.ids), flags.batch, flags.seed),
         initial=done,
         total=steps,
         desc=loss.terms[0].name,
         unit="step",
         disable=not world.is_main,
     )
-    for step in bar:
+    for step, indices in bar:
         began = time.perf_counter()
         torch.manual_seed((flags.seed * 1_000_003 + step) * 4096 + world.rank)  # for dropout, and nothing else
         model.train()
-        indices = pairs_of_step(step, len(job.train.ids), flags.batch, flags.seed)
         unmoved = step == 1 and loss.needs_reference and not flags.reference and not flags.dropout
         line = add_gradients(model, job.train, references[0], indices, plan, rounding if unmoved else None)
         grad_norm = float(torch.nn.utils.clip_grad_norm_(policy.parameters(), flags.grad_clip or math.inf))
         if not math.isfinite(line["loss"] + grad_norm):
-            rows = ", ".join(str(job.train.pairs[i].row) for i in indices)
+            rows = ", ".join(map(str, job.train.rows[indices]))
             raise UserError(
                 f"step {step}: the loss is {line['loss']}, the gradient's norm {grad_norm}; nothing was updated. Try a lower "
                 f"--lr or --precision fp32. The step's pairs are rows {rows}"

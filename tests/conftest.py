@@ -1,8 +1,10 @@
 """What several tests share: a toy model, a small vocabulary, random pairs of ids, and the folder ../shared."""
 
+import os
 import signal
 from pathlib import Path
 from random import Random
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
@@ -19,6 +21,10 @@ settings.load_profile("toy")
 
 # A shell starts background jobs with Ctrl+C ignored, and whom they start inherits that: tests that send it need it heard.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Tests, and the processes that they start, leave the user's own cache alone. The folder goes when this process ends.
+CACHE = TemporaryDirectory(prefix="gpt-dpo-cache-")
+os.environ["GPT_DPO_CACHE"] = CACHE.name
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -20,11 +20,11 @@ from dpo.rows import (
     answer_sums,
     batch_of,
     collate,
-    encode,
     make_row,
     may_look,
     token_logps,
 )
+from dpo.store import encode
 from gpt.model import GPT, IGNORE
 
 V = 40  # the toy's vocabulary

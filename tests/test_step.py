@@ -14,12 +14,12 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import logsigmoid
 
 from data.pairs import Pair
+from dpo.examples import Examples, in_memory
 from dpo.losses import parse_loss
 from dpo.order import micro_batches
 from dpo.plain import compute_dpo_loss, compute_dpo_loss_batch, get_log_probs
 from dpo.reference import reference_scores
 from dpo.rows import Ids
-from dpo.start import Examples
 from dpo.step import Plan, add_gradients, held_out_metrics
 from gpt.model import GPT
 from gpt.parallel import World, join, replicate
@@ -29,7 +29,7 @@ SPECS = ["dpo(beta=0.3)", "dpo_norm(beta=2)", "dpo(beta=0.3) + 0.5*sft"]
 
 
 def examples_of(ids: list[Ids]) -> Examples:
-    return Examples([Pair("", "", "", row) for row in range(1, len(ids) + 1)], ids)
+    return in_memory([Pair("", "", "", row) for row in range(1, len(ids) + 1)], ids)
 
 
 def plan_of(spec: str, micro: int, world: World = ALONE) -> Plan:
