@@ -3,12 +3,13 @@
 import math
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpo.order import micro_batches, pairs_of_step, steps_in_epochs
+from dpo.order import micro_batches, pairs_of_step, steps_in_epochs, steps_of
 from dpo.rows import Ids
 from gpt.parallel import World
 
@@ -50,6 +51,22 @@ def test_the_steps_of_several_epochs_are_those_of_each(pairs, batch, epochs):
 def test_a_step_has_the_same_pairs_whichever_steps_were_asked_for_before(pairs, batch, seed, asked):
     forward = {step: pairs_of_step(step, pairs, batch, seed) for step in asked}
     assert all(pairs_of_step(step, pairs, batch, seed) == forward[step] for step in reversed(asked))
+
+
+@given(counts, batches, seeds, st.integers(1, 40), st.integers(0, 40))
+def test_steps_asked_for_in_a_row_are_those_asked_for_one_by_one_and_the_shuffle_is_numpys(
+    pairs, batch, seed, first, more
+):
+    found = list(steps_of(first, first + more, pairs, batch, seed))
+    assert found == [(step, pairs_of_step(step, pairs, batch, seed)) for step in range(first, first + more + 1)]
+    each = len(range(0, pairs, batch))
+    for step, indices in found:
+        order = np.random.default_rng((seed, (step - 1) // each)).permutation(pairs)
+        assert indices == order[(step - 1) % each * batch :][:batch].tolist()
+
+
+def test_no_steps_are_none():
+    assert list(steps_of(5, 4, 10, 2, 0)) == []  # a run that is finished
 
 
 def test_epochs_and_seeds_have_orders_of_their_own():
