@@ -63,10 +63,7 @@ def read_pairs(
 
 
 def stream_pairs(
-    path: str | Path,
-    dropped: dict[str, list[int]],
-    one_answer: bool | None = None,
-    block: int = BLOCK,
+    path: str | Path, dropped: dict[str, list[int]], one_answer: bool | None = None, block: int = BLOCK
 ) -> Iterator[Pair]:
     """The pairs of a JSON or JSONL file that teach something, one after another, in bounded memory.
 

@@ -24,8 +24,8 @@ class Lazy(Sequence):
     def __len__(self) -> int:
         return len(self.index)
 
-    def __getitem__(self, i: int):
-        return self.get(int(self.index[i]))
+    def __getitem__(self, i):
+        return Lazy(self.index[i], self.get) if isinstance(i, slice) else self.get(int(self.index[i]))
 
 
 class Examples:

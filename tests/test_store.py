@@ -66,6 +66,7 @@ def check(file: str, tokenizer: Tokenizer, fraction: float, one_answer: bool | N
         encoded = encode(pairs, tokenizer, length, one_answer, expected)
         assert list(examples.ids) == [ids for _, ids in encoded]
         assert list(examples.pairs) == [pair for pair, _ in encoded]
+        assert list(examples.ids[1:][::-1]) == [ids for _, ids in encoded][1:][::-1]
         assert examples.rows.tolist() == [pair.row for pair, _ in encoded]
         assert examples.lengths.tolist() == [[len(part) for part in ids] for _, ids in encoded]
         direct = in_memory([pair for pair, _ in encoded], [ids for _, ids in encoded])

@@ -46,7 +46,8 @@ def main() -> None:
                 environment = os.environ | {"GPT_DPO_CACHE": str(Path(folder) / f"cache-{processes}")}
                 for line in started(file, processes, environment):
                     print(
-                        f"{which:7}opening, {processes} process{'es' * (processes > 1)}: {line['seconds']:6.1f} s, "
+                        f"{which:7}opening, {processes} process{'es' * (processes > 1)}: {line['seconds']:6.1f} s "
+                        f"({line['cpu']:.1f} s of a core), "
                         f"{COUNT / line['seconds']:9,.0f} pairs/s; then fingerprint {line['fingerprint']:.1f} s, "
                         f"plan {line['plan']:.1f} s; memory own {line['own']:,.0f} MB, peak {line['peak']:,.0f} MB"
                     )
@@ -78,16 +79,21 @@ def rows(count: int) -> Iterator[dict]:
 def measure(file: str) -> None:
     """Open the file as dpo/job.py does, and print one line of figures."""
     tokenizer = Tokenizer.gpt2()
-    began = time.perf_counter()
+    began, cpu = time.perf_counter(), time.process_time()
     training, held_out = open_examples(file, tokenizer, 1024, 0.1, False, {})
-    opened = time.perf_counter()
+    opened, cpu = time.perf_counter(), time.process_time() - cpu
     pairs, batch = len(training.ids), 64
     fitting(GPTConfig(), training.lengths, torch.device("cpu"))
     met = sum(len(indices) for _, indices in steps_of(1, steps_in_epochs(pairs, batch, 1), pairs, batch, 0))
     assert met == pairs and pairs + len(held_out.ids) == COUNT
     planned = time.perf_counter()
     assert training.fingerprint != held_out.fingerprint
-    line = {"seconds": opened - began, "plan": planned - opened, "fingerprint": time.perf_counter() - planned}
+    line = {
+        "seconds": opened - began,
+        "cpu": cpu,
+        "plan": planned - opened,
+        "fingerprint": time.perf_counter() - planned,
+    }
     line |= {"own": memory("RssAnon"), "peak": memory("VmHWM")}
     os.write(1, f"{json.dumps(line)}\n".encode())  # in one piece: two processes write
 
