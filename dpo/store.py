@@ -54,12 +54,13 @@ class Store:
     ):
         self.tokens, self.lengths = tokens, lengths.reshape(-1, 3)  # (all tokens,), (N, 3)
         self.rows, self.sides, self.pair = rows, sides, pair  # (N,), (N,)
-        self.ends = self.lengths.sum(1).cumsum()  # (N,): where each pair's tokens end
+        each = self.lengths.sum(1)  # (N,) tokens
+        self.ends = each.cumsum()  # (N,): where each pair's tokens end
+        self.starts = self.ends - each
 
     def tokens_of(self, i: int) -> np.ndarray:
         """The tokens of pair i: prompt, chosen, rejected."""
-        end = int(self.ends[i])
-        return self.tokens[end - int(self.lengths[i].sum()) : end]
+        return self.tokens[self.starts[i] : self.ends[i]]
 
     def ids(self, i: int) -> Ids:
         """The same in its three parts."""
