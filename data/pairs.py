@@ -10,12 +10,16 @@ nothing is dropped and counted, never silently.
 
 import hashlib
 import json
+from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from data.reading import BLOCK, stream_rows
 from gpt.command import UserError
 from gpt.files import whole
 
@@ -47,33 +51,69 @@ def instruction_prompt(instruction: str, input: str = "") -> str:
 def read_pairs(
     path: str | Path, dropped: dict[str, list[int]] | None = None, one_answer: bool | None = None
 ) -> list[Pair]:
-    """The pairs of a JSON or JSONL file that teach something.
+    """The pairs of a JSON or JSONL file that teach something, as `stream_pairs` gives them.
 
-    `dropped`, if given, is filled: why -> the rows. one_answer: True where only `chosen` will be used, False where every
-    row must have `rejected`; by default a row may be either. Raises UserError, naming file, row and field, for a file that
-    cannot be read whole, and where nothing is left.
+    Raises UserError also where nothing is left.
     """
     dropped = {} if dropped is None else dropped
-    kept = []
-    for number, row in _rows(Path(path)):
-        pair = _pair(row, number, f"{path}, row {number}")
-        if pair.rejected is None and one_answer is False:
-            what = "null" if isinstance(row, dict) and "rejected" in row else "missing"
-            raise UserError(
-                f"{path}, row {number}: field 'rejected' is {what}; found {_names(row)}; this loss compares two answers "
-                "(--loss sft is content with one)"
-            )
+    pairs = list(stream_pairs(path, dropped, one_answer))
+    if not pairs:
+        raise nothing_left(path, dropped)
+    return pairs
+
+
+def stream_pairs(
+    path: str | Path, dropped: dict[str, list[int]], one_answer: bool | None = None, block: int = BLOCK
+) -> Iterator[Pair]:
+    """The pairs of a JSON or JSONL file that teach something, one after another, in bounded memory.
+
+    `dropped` is filled: why -> the rows. one_answer: True where only `chosen` will be used, False where every row must
+    have `rejected`; by default a row may be either. block: bytes read at once. Raises UserError, naming file, row and
+    field, for a file that cannot be read.
+    """
+    return (pair for pair, *_ in placed_pairs(path, dropped, one_answer, block))
+
+
+def placed_pairs(
+    path: str | Path, dropped: dict[str, list[int]], one_answer: bool | None, block: int = BLOCK
+) -> Iterator[tuple[Pair, int, int]]:
+    """`stream_pairs` with, of each pair, where it stands in the file: its first byte and how many, for `pair_at`."""
+    rows = stream_rows(Path(path), block)
+    for number, row, start, size in rows:
+        try:
+            pair = _pair(row, number, f"{path}, row {number}")
+            if pair.rejected is None and one_answer is False:
+                what = "null" if "rejected" in row else "missing"
+                raise UserError(
+                    f"{path}, row {number}: field 'rejected' is {what}; found {_names(row)}; this loss compares two "
+                    "answers (--loss sft is content with one)"
+                )
+        except UserError:
+            for _ in rows:  # where the file is no JSON further on, that is said first
+                pass
+            raise
         why = teaches_nothing(pair._replace(rejected=None) if one_answer else pair)
         if why:
             dropped.setdefault(why, []).append(number)
         else:
-            kept.append(pair)
-    if not kept:
-        raise UserError(
-            f"{path}: no pair is left to learn from"
-            + (f" ({summary(dropped)})" if dropped else ": the file has no rows")
-        )
-    return kept
+            yield pair, start, size
+
+
+def pair_at(path: str | Path, start: int, size: int, row: int) -> Pair:
+    """The pair that `placed_pairs` found there. Raises UserError where the file is another by now."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(start)
+            return _pair(json.loads(file.read(size)), row, f"{path}, row {row}")
+    except (OSError, ValueError, RecursionError):  # ValueError: UserError, and what json and UTF-8 raise
+        raise UserError(f"{path}, row {row}: the file has changed since it was read; start again") from None
+
+
+def nothing_left(path: str | Path, dropped: dict[str, list[int]]) -> UserError:
+    """That a file has no pair to learn from, and why."""
+    return UserError(
+        f"{path}: no pair is left to learn from" + (f" ({summary(dropped)})" if dropped else ": the file has no rows")
+    )
 
 
 def teaches_nothing(pair: Pair) -> str | None:
@@ -93,38 +133,6 @@ def summary(dropped: dict[str, list[int]]) -> str:
         return f"{why}: {len(rows)} pair{'s' * (len(rows) > 1)} (row{'s' * (len(rows) > 1)} {shown})"
 
     return "; ".join(one(why, rows) for why, rows in dropped.items())
-
-
-def _rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """(number, row) of a JSON list or of JSONL, told apart by the first character."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no UTF-8 text: byte {error.start} cannot be read; save it as UTF-8") from None
-    except OSError as error:
-        why = "it is a folder; name a file of pairs" if path.is_dir() else error.strerror
-        raise UserError(f"{path} cannot be read: {why}") from None
-    if text.lstrip().startswith("["):
-        yield from enumerate(_parsed(text, path, 1), 1)
-    else:
-        for number, line in enumerate(text.split("\n"), 1):
-            if line.strip():
-                yield number, _parsed(line, path, number)
-
-
-def _parsed(text: str, path: Path, line: int) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path}, line {line + error.lineno - 1}, column {error.colno}: bad JSON: {error.msg}; a file is one "
-            "JSON list, or one JSON object a line"
-        ) from None
-    except (RecursionError, ValueError) as error:  # ValueError: a number of thousands of digits
-        why = "nested too deep" if isinstance(error, RecursionError) else str(error).partition(";")[0]
-        raise UserError(f"{path}, line {line}: bad JSON: {why}") from None
 
 
 def _pair(row: Any, number: int, where: str) -> Pair:
@@ -189,6 +197,16 @@ def write_rows(path: str | Path, rows: Iterable[dict]) -> None:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
+def text_hash(text: str) -> int:
+    """The first 64 bits of SHA-256."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+
+def side(pair: Pair) -> float:
+    """A number in [0, 1], the same for all pairs of a group (of a prompt, where it has none): held out if below a fraction."""
+    return text_hash(pair.group or pair.prompt) / 2**64
+
+
 def split(pairs: Iterable[Pair], held_out: float) -> tuple[list[Pair], list[Pair]]:
     """(training pairs, held-out pairs): about the fraction `held_out` of the groups is held out.
 
@@ -196,14 +214,36 @@ def split(pairs: Iterable[Pair], held_out: float) -> tuple[list[Pair], list[Pair
     data or another order moves nothing, and a larger fraction keeps all that a smaller one held out.
     Raises UserError where a prompt has two groups, and so could be on both sides.
     """
-    sides = defaultdict(list)
-    group_of: dict[str, Pair] = {}
+    pairs, groups, sides = list(pairs), Groups(), defaultdict(list)
     for pair in pairs:
-        first = group_of.setdefault(pair.prompt, pair)
-        if first.group != pair.group:
-            raise UserError(
-                f"rows {first.row} and {pair.row} have one prompt and two groups ({first.group!r}, {pair.group!r})"
-            )
-        digest = hashlib.sha256((pair.group or pair.prompt).encode()).digest()
-        sides[int.from_bytes(digest[:8], "big") / 2**64 < held_out].append(pair)
+        groups.add(pair)
+        sides[side(pair) < held_out].append(pair)
+    if torn := groups.torn():
+        raise two_groups(*map(pairs.__getitem__, torn))
     return sides[False], sides[True]
+
+
+class Groups:
+    """Whether a prompt has two groups, and so could be on both sides of a split: asked of hashes, 24 bytes a pair."""
+
+    def __init__(self):
+        self.rows, self.prompts, self.groups = array("Q"), array("Q"), array("Q")
+
+    def add(self, pair: Pair) -> None:
+        """Take note of the next pair."""
+        self.rows.append(pair.row)
+        self.prompts.append(text_hash(pair.prompt))
+        self.groups.append(text_hash(repr(pair.group)))
+
+    def torn(self) -> tuple[int, int] | None:
+        """(i, k): pair k is the first whose prompt came before in another group, in pair i for the first time."""
+        _, first, which = np.unique(np.array(self.prompts), return_index=True, return_inverse=True)
+        first = first[which]  # (pairs,): where each pair's prompt came first
+        groups = np.array(self.groups)
+        others = np.flatnonzero(groups != groups[first])
+        return (int(first[others[0]]), int(others[0])) if len(others) else None
+
+
+def two_groups(one: Pair, other: Pair) -> UserError:
+    """That two pairs of one prompt have two groups."""
+    return UserError(f"rows {one.row} and {other.row} have one prompt and two groups ({one.group!r}, {other.group!r})")

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from dpo.examples import EMBEDDED
 from dpo.job import Job
 from dpo.run_folder import SHOWN, RunFolder
-from dpo.start import EMBEDDED
 from gpt.hub import is_hub_name
 
 CARD = """---

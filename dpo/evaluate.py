@@ -17,13 +17,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.pairs import summary, write_rows
 from dpo.answers import answer, differences, rates
+from dpo.examples import EMBEDDED, Examples, open_examples
 from dpo.forward import Way, fitting
 from dpo.losses import Loss, parse_loss
 from dpo.reference import reference_logps
 from dpo.run_folder import SHOWN, RunFolder
 from dpo.score import score_pairs, verdict
 from dpo.side_by_side import samples, table
-from dpo.start import EMBEDDED, Examples, open_examples, open_model
+from dpo.start import open_model
 from dpo.step import Plan, held_out_metrics
 from gpt.command import UserError, check_range, flag, run
 from gpt.generate import longest_answer
@@ -93,7 +94,7 @@ def main(flags: Flags) -> None:
     max_new = longest_answer(flags.max_new, 64, context)
     fraction = flags.held_out if flags.held_out is not None else used.get("held_out", 0.1)
     _, held_out = open_examples(file, tokenizer, length, fraction, not loss.needs_rejected, {}, may_be_empty=True)
-    if not held_out.pairs:
+    if not held_out.ids:
         raise UserError(f"{file or EMBEDDED}: no pair is held out at --held-out {fraction:g}")
     # into the run's own folder comes what its own pairs and start say, nothing else
     own = used and not (flags.reference or flags.pairs or flags.loss or flags.held_out is not None)

@@ -7,11 +7,12 @@ from pathlib import Path
 import torch
 
 from data.pairs import summary
+from dpo.examples import EMBEDDED, open_examples
 from dpo.forward import fitting
 from dpo.losses import parse_loss
 from dpo.order import steps_in_epochs
 from dpo.run_folder import RunFolder
-from dpo.start import EMBEDDED, open_examples, open_model
+from dpo.start import open_model
 from gpt import precision
 from gpt.command import UserError, check_range
 from gpt.lora import adapters, check_rank

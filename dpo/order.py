@@ -13,12 +13,11 @@ The order is a pure function of (seed, step): resuming needs one integer, and th
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from dpo.rows import Ids
 from gpt.parallel import World
 
 
@@ -29,9 +28,17 @@ def steps_in_epochs(pairs: int, batch: int, epochs: int) -> int:
 
 def pairs_of_step(step: int, pairs: int, batch: int, seed: int) -> list[int]:
     """Indices of the pairs of update `step`, counted from 1: each pair once an epoch."""
-    epoch, place = divmod(step - 1, math.ceil(pairs / batch))
-    order = np.random.default_rng((seed, epoch)).permutation(pairs)
-    return order[place * batch : (place + 1) * batch].tolist()
+    ((_, indices),) = steps_of(step, step, pairs, batch, seed)
+    return indices
+
+
+def steps_of(first: int, last: int, pairs: int, batch: int, seed: int) -> Iterator[tuple[int, list[int]]]:
+    """(step, its pairs) for the updates `first` to `last`, both included. An epoch is shuffled once, as it begins."""
+    for step in range(first, last + 1):
+        epoch, place = divmod(step - 1, math.ceil(pairs / batch))
+        if place == 0 or step == first:
+            order = np.random.default_rng((seed, epoch)).permutation(pairs)
+        yield step, order[place * batch : (place + 1) * batch].tolist()
 
 
 def pairs_met(steps: int, pairs: int, batch: int, seed: int) -> list[int]:
@@ -48,12 +55,13 @@ class Limit(NamedTuple):
     tokens: int
 
 
-def micro_batches(indices: Sequence[int], pairs: Sequence[Ids], limit: Limit, world: World) -> list[list[int]]:
+def micro_batches(indices: Sequence[int], row_lengths: np.ndarray, limit: Limit, world: World) -> list[list[int]]:
     """This process's share of a step, sorted by length and cut into micro-batches within `limit`.
 
-    Every process gets the same number of them; one that has fewer gets empty ones at the end.
+    row_lengths: (pairs,) tokens of each pair's row. Every process gets the same number of micro-batches; one that has fewer
+    gets empty ones at the end.
     """
-    lengths = {i: pairs[i].length for i in indices}
+    lengths = dict(zip(indices, row_lengths[list(indices)].tolist()))
     ordered = sorted(indices, key=lengths.__getitem__)
     shares = [_cut(ordered[rank :: world.size], lengths, limit) for rank in range(world.size)]
     mine, most = shares[world.rank], max(map(len, shares))

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from dpo.examples import Examples
 from dpo.forward import Way, ask
 from dpo.order import Limit, micro_batches
-from dpo.start import Examples
 from gpt.command import UserError
 from gpt.files import cache_folder, whole
 from gpt.packed import packed
@@ -77,7 +77,7 @@ def reference_logps(model: nn.Module, examples: Examples, wanted: Sequence[int],
     missing = wanted[known[starts[wanted]].isnan().numpy()].tolist()
     if missing:
         fresh = torch.zeros(len(known), device=world.device)
-        mine = micro_batches(missing, examples.ids, way.limit, world)
+        mine = micro_batches(missing, examples.row_lengths, way.limit, world)
         model.eval()
         if way.precision == "bf16":  # the same bits; in float32 another library would round otherwise
             model = packed(model, torch.bfloat16)
@@ -95,9 +95,7 @@ def reference_logps(model: nn.Module, examples: Examples, wanted: Sequence[int],
 
 
 def _starts(examples: Examples) -> np.ndarray:
-    return np.concatenate([[0], np.cumsum([len(ids.chosen) + len(ids.rejected) for ids in examples.ids])]).astype(
-        np.int64
-    )
+    return np.concatenate([[0], np.cumsum(examples.lengths[:, 1:].sum(1, dtype=np.int64))])
 
 
 def _read(path: Path, count: int) -> Tensor | None:

@@ -33,14 +33,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from data.pairs import Pair
 from gpt.attention import Tree
 from gpt.model import IGNORE
-from gpt.parallel import process_rank
-from gpt.tokenizer import Tokenizer
-from gpt.vocabulary import END_OF_TEXT
 
 TRUNK, CHOSEN, REJECTED = 0, 1, 2
 
@@ -82,33 +77,6 @@ class Batch(NamedTuple):
 
     def to(self, device) -> "Batch":
         return Batch(*(part.to(device, non_blocking=True) for part in self[:6]), *self[6:])
-
-
-def encode(
-    pairs: Sequence[Pair], tokenizer: Tokenizer, max_length: int, one_answer: bool | None, counted: dict[str, list[int]]
-) -> list[tuple[Pair, Ids]]:
-    """Pairs with their ids, prompt and answers encoded apart, so that the prompt ends exactly where the answers begin.
-
-    max_length bounds prompt and longer answer together. A longer prompt loses its beginning, the same for both answers;
-    where the answers alone leave no room for one token of prompt the pair is left out. `counted` notes both, by row,
-    and where end-of-text stands in a text, which it does not end.
-    one_answer: leave the rejected answer away. An empty prompt becomes one end-of-text.
-    """
-    kept, end = [], tokenizer.end_of_text
-    for pair in tqdm(pairs, desc="tokenize", unit="pair", leave=False, delay=1, disable=process_rank() > 0):
-        prompt = tokenizer.encode(pair.prompt) or [end]
-        chosen = [*tokenizer.encode(pair.chosen), end]
-        rejected = [] if one_answer or pair.rejected is None else [*tokenizer.encode(pair.rejected), end]
-        room = max_length - max(len(chosen), len(rejected))
-        if room < 1:
-            counted.setdefault(f"left out, an answer of {max_length} tokens or more", []).append(pair.row)
-            continue
-        if any(END_OF_TEXT in text for text in (pair.prompt, pair.chosen, pair.rejected or "")):
-            counted.setdefault(f"{END_OF_TEXT} in the text, read as its letters", []).append(pair.row)
-        if room < len(prompt):
-            counted.setdefault(f"prompt cut from the left to fit {max_length} tokens", []).append(pair.row)
-        kept.append((pair, Ids(prompt[-room:], chosen, rejected)))
-    return kept
 
 
 def make_row(prompt: Sequence[int], *answers: Sequence[int]) -> Row:

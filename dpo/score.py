@@ -9,10 +9,10 @@ from statistics import fmean
 
 import torch
 
+from dpo.examples import Examples
 from dpo.forward import Way
 from dpo.metrics import TIE
 from dpo.reference import reference_logps
-from dpo.start import Examples
 from gpt.model import GPT
 from gpt.weights import fingerprint
 
@@ -29,8 +29,8 @@ def score_pairs(policy: GPT, reference: GPT, examples: Examples, beta: float, wa
     )  # (pairs, 2) each: chosen, rejected
     gains = said - before
     rewards = beta * gains
-    for i, (pair, ids) in enumerate(zip(examples.pairs, examples.ids)):
-        line: dict = {"row": pair.row}
+    for i, (row, ids) in enumerate(zip(examples.rows.tolist(), examples.ids)):
+        line: dict = {"row": row}
         for side, (answer, tokens) in enumerate((("chosen", ids.chosen), ("rejected", ids.rejected))):
             if tokens:
                 line |= {f"rewards/{answer}": _rounded(rewards[i, side]), f"logps/{answer}": _rounded(said[i, side])}

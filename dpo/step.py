@@ -12,13 +12,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dpo.examples import Examples
 from dpo.forward import Way, ask
 from dpo.losses import Loss, Scores
 from dpo.metrics import Totals, sums
 from dpo.order import micro_batches
 from dpo.reference import Reference
 from dpo.rows import Batch, answer_sums
-from dpo.start import Examples
 from gpt.parallel import accumulate
 
 
@@ -48,8 +48,8 @@ def add_gradients(
     nothing here waits for.
     """
     world = plan.way.world
-    pairs, tokens = len(indices), sum(len(examples.ids[i].chosen) for i in indices)
-    mine = micro_batches(indices, examples.ids, plan.way.limit, world)
+    pairs, tokens = len(indices), int(examples.lengths[indices, 1].sum())
+    mine = micro_batches(indices, examples.row_lengths, plan.way.limit, world)
     found, largest = [], torch.zeros((), device=world.device)
     for number, some in enumerate(mine, 1):
         with accumulate(model, last=number == len(mine)):
@@ -70,7 +70,7 @@ def held_out_metrics(policy: nn.Module, examples: Examples, reference: Reference
     """The metrics of all `examples`, each pair once over all processes. The policy is put in eval mode."""
     policy.eval()
     found = []
-    for some in micro_batches(range(len(examples.ids)), examples.ids, plan.way.limit, plan.way.world):
+    for some in micro_batches(range(len(examples.ids)), examples.row_lengths, plan.way.limit, plan.way.world):
         scores, batch = scores_of(policy, examples, reference, some or [0], plan)
         weight = torch.full_like(scores.chosen, float(bool(some)))
         found.append(sums(scores, plan.loss(scores), batch, weight, plan.loss))

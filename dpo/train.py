@@ -22,7 +22,7 @@ from tqdm import tqdm
 from dpo.card import model_card
 from dpo.forward import Way
 from dpo.job import Job
-from dpo.order import Limit, pairs_met, pairs_of_step
+from dpo.order import Limit, pairs_met, steps_of
 from dpo.reference import Reference, no_reference, reference_logps
 from dpo.run_folder import SHOWN, RunFolder
 from dpo.step import Plan, add_gradients, held_out_metrics
@@ -168,7 +168,7 @@ def train(job: Job, world: World) -> int:
     if not found or due(done, flags.eval_every) and agree(folder.last_split(), world) != "held-out":
         evaluate(done)  # also where the run was cut off between its checkpoint and its evaluation
     bar = tqdm(
-        range(done + 1, steps + 1),
+        steps_of(done + 1, steps, len(job.train.ids), flags.batch, flags.seed),
         initial=done,
         total=steps,
         desc=loss.terms[0].name,
@@ -177,10 +177,9 @@ def train(job: Job, world: World) -> int:
     )
     watch = Watch(loss, job.train)
     log_every = flags.log_every or (1 if world.device.type == "cpu" else 10)
-    for step in bar:
+    for step, indices in bar:
         torch.manual_seed((flags.seed * 1_000_003 + step) * 4096 + world.rank)  # for dropout, and nothing else
         model.train()
-        indices = pairs_of_step(step, len(job.train.ids), flags.batch, flags.seed)
         totals, log_ratio = add_gradients(model, job.train, train_reference, indices, plan)
         if step == 1 and loss.needs_reference and not flags.reference and not flags.dropout:
             check_unmoved(float(log_ratio), settings["precision"])

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from dpo.examples import Examples
 from dpo.losses import Loss
 from dpo.metrics import Totals
-from dpo.start import Examples
 from gpt.command import UserError
 
 
@@ -50,7 +50,7 @@ class Watch:
         self.waiting = []
         for done, line, norm in read:
             if not math.isfinite(line["loss"] + norm):
-                rows = ", ".join(str(self.examples.pairs[i].row) for i in done.indices)
+                rows = ", ".join(map(str, self.examples.rows[done.indices]))
                 raise UserError(
                     f"step {done.step}: the loss is {line['loss']}, the gradient's norm {norm}; nothing was updated. Try a lower "
                     f"--lr or --precision fp32. The step's pairs are rows {rows}"

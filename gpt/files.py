@@ -1,5 +1,9 @@
-"""Files and folders that are whole or as they were: written beside, and renamed into place when all is written."""
+"""Files and folders that are whole or as they were: written beside, and renamed into place when all is written.
 
+And where they lie that can be made again: the cache.
+"""
+
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -53,6 +57,31 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def cache_folder(name: str) -> Path:
+    """The folder `name` of this project's cache: in $GPT_DPO_CACHE, else $XDG_CACHE_HOME/gpt-dpo, else ~/.cache/gpt-dpo.
+
+    It need not exist. What lies there can be made again, and may be removed at any time.
+    Raises OSError where none of these is known.
+    """
+    if own := os.environ.get("GPT_DPO_CACHE"):
+        return Path(own) / name
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpt-dpo" / name
+    except RuntimeError as error:  # a user without a home
+        raise OSError(str(error)) from None
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the file `path`, which is made where it is missing, for this process alone; the others wait.
+
+    The lock ends with the block, or with the process, however that ends. Raises OSError where there can be none.
+    """
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 @contextmanager
 def _named(path: Path, part: Path) -> Iterator[None]:
     """What the system refuses is a UserError that names `path`, and whatever fails leaves no `part` behind."""
@@ -72,9 +101,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def cache_folder(name: str) -> Path:
-    """Where what can be computed again is kept: $GPT_DPO_CACHE, or gpt-dpo in the user's cache folder; in it `name`."""
-    kept = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("GPT_DPO_CACHE") or Path(kept) / "gpt-dpo") / name

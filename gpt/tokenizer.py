@@ -136,7 +136,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, special tokens taken as plain text. No end-of-text is added."""
-        return [self._id_of_rank[rank] for rank in self._encoding.encode_ordinary(text)]
+        return list(map(self._id_of_rank.__getitem__, self._encoding.encode_ordinary(text)))
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; bytes that are no UTF-8, and ids of no token, become U+FFFD; end-of-text is written out."""

@@ -10,10 +10,10 @@ from transformers import AutoTokenizer, GPT2LMHeadModel
 
 from data.pairs import write_rows
 from dpo import evaluate
+from dpo.examples import Examples, open_examples
 from dpo.losses import parse_loss
 from dpo.metrics import TIE
 from dpo.score import score_pairs, verdict
-from dpo.start import Examples, open_examples
 from dpo.step import Plan
 from gpt import precision
 from gpt.command import parse
@@ -173,7 +173,7 @@ def test_lines_do_not_depend_on_how_many_pairs_a_pass_has(toy, make_gpt, tokeniz
     for micro in (1, 2, 50):
         plan = Plan(parse_loss("dpo"), micro, partial(precision.autocast, "fp32", world.device), world)
         found.append(list(score_pairs(policy, reference, examples, plan)))
-    backwards = list(score_pairs(policy, reference, Examples(examples.pairs[::-1], examples.ids[::-1]), plan))[::-1]
+    backwards = list(score_pairs(policy, reference, Examples(examples.store, examples.index[::-1]), plan))[::-1]
     for lines in (*found[1:], backwards):
         for line, expected in zip(lines, found[0], strict=True):
             assert line.keys() == expected.keys()

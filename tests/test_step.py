@@ -19,7 +19,7 @@ from dpo.order import Limit, micro_batches, pairs_of_step
 from dpo.plain import compute_dpo_loss, compute_dpo_loss_batch, get_log_probs
 from dpo.reference import AT_ONCE, Reference, no_reference, reference_logps
 from dpo.rows import Ids
-from dpo.start import Examples
+from dpo.examples import Examples, in_memory
 from dpo.step import Plan, add_gradients, held_out_metrics
 from dpo.train import check_unmoved
 from gpt.model import GPT
@@ -32,7 +32,7 @@ SPECS = ["dpo(beta=0.3)", "dpo_norm(beta=2)", "dpo(beta=0.3) + 0.5*sft"]
 
 
 def examples_of(ids: list[Ids]) -> Examples:
-    return Examples([Pair("", "", "", row) for row in range(1, len(ids) + 1)], ids)
+    return in_memory([Pair("", "", "", row) for row in range(1, len(ids) + 1)], ids)
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,192 @@
+"""The rows of a JSON or JSONL file one after another, each with the bytes where it stands.
+
+    [{"prompt": ...}, {"prompt": ...}]      a JSON list: element by element
+    {"prompt": ...}                         JSONL: line by line
+    {"prompt": ...}
+
+A block of the file and the row that is being read are all that is in memory, however long the file is.
+"""
+
+import codecs
+import json
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from gpt.command import UserError
+
+BLOCK = 2**20  # bytes read at once
+SPACE = re.compile(r"[ \t\n\r]*")  # what JSON takes for white space
+NEAR = 16  # no error that a cut makes in valid JSON stands further from the cut: at most "\uD83D\uDE00 or -Infinity
+
+
+class Row(NamedTuple):
+    """One row, and the bytes of the file that it was parsed from."""
+
+    number: int  # the row of a JSON list, the line of a JSONL file, counted from 1
+    value: Any
+    start: int  # its first byte in the file
+    size: int  # bytes
+
+
+def stream_rows(path: Path, block: int = BLOCK) -> Iterator[Row]:
+    """The rows of a JSON list or of JSONL, told apart by the first character; blank lines of JSONL are counted, not given.
+
+    UTF-8, with a byte order mark or without. Raises UserError, naming file, line and column, for what cannot be read.
+    """
+    with opened(path) as file:
+        head, start, is_list = _head(file, block)
+        if is_list:
+            yield from _elements(_Window(path, file, head, start, block))
+        else:
+            yield from _lines(path, chain([head + file.readline()], file), start)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """The file, to be read. Raises UserError, naming it, where the system refuses."""
+    try:
+        with open(path, "rb") as file:
+            yield file
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except OSError as error:
+        why = "it is a folder; name a file of pairs" if path.is_dir() else error.strerror
+        raise UserError(f"{path} cannot be read: {why}") from None
+
+
+def _head(file: BinaryIO, block: int) -> tuple[bytes, int, bool]:
+    """(the bytes up to the first character that is no white space, and maybe more; where they begin; is that a "[")."""
+    head, text, decoder = b"", "", codecs.getincrementaldecoder("utf-8-sig")("replace")
+    while not text and (new := file.read(block)):
+        head += new
+        text = decoder.decode(new).lstrip()
+    start = len(codecs.BOM_UTF8) if head.startswith(codecs.BOM_UTF8) else 0
+    return head[start:], start, text.startswith("[")
+
+
+def _lines(path: Path, pieces: Iterable[bytes], start: int) -> Iterator[Row]:
+    """The rows of `pieces`, each one line or several whole ones, from byte `start` of the file on."""
+    number = 0
+    for piece in pieces:
+        for line in piece.splitlines(keepends=True):  # of bytes: at \n, \r\n and \r alone
+            number += 1
+            bare = line.rstrip(b"\r\n")
+            try:
+                text = bare.decode()
+            except UnicodeDecodeError as error:
+                raise _no_utf8(path, start + error.start) from None
+            if text.strip():
+                yield Row(number, _parsed(text, path, number), start, len(bare))
+            start += len(line)
+
+
+def _parsed(text: str, path: Path, line: int) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise _bad_json(path, line, error.colno, error.msg) from None
+    except (RecursionError, ValueError) as error:
+        raise _beyond(path, line, error) from None
+
+
+class _Window:
+    """The part of a file's text that is in memory, and where in the file it is being read."""
+
+    def __init__(self, path: Path, file: BinaryIO, head: bytes, start: int, block: int):
+        self.path, self.file, self.head, self.block = path, file, head, block
+        self.decoder = codecs.getincrementaldecoder("utf-8")()
+        self.text, self.at = "", 0  # what stands before text[at] is done with
+        self.byte, self.line, self.column = start, 1, 1  # of text[at]
+        self.read, self.is_whole = start, False  # bytes read so far; whether these are all
+
+    def grow(self) -> None:
+        """Read on, by at least as much as waits already: a row of many blocks is then tried only a few times."""
+        new = self.head or self.file.read(max(self.block, len(self.text) - self.at))
+        self.head, self.is_whole = b"", not new
+        waiting = len(self.decoder.getstate()[0])  # bytes of a character that is not complete
+        try:
+            text = self.decoder.decode(new, final=self.is_whole)
+        except UnicodeDecodeError as error:
+            raise _no_utf8(self.path, self.read - waiting + error.start) from None
+        self.read += len(new)
+        self.text, self.at = self.text[self.at :] + text, 0
+
+    def skip(self, end: int) -> None:
+        """Be done with the text before text[end]."""
+        done = self.text[self.at : end]
+        self.byte += len(done) if done.isascii() else len(done.encode())
+        if lines := done.count("\n") + done.count("\r") - done.count("\r\n"):
+            self.line, self.column = self.line + lines, len(done) - max(done.rfind("\n"), done.rfind("\r"))
+        else:
+            self.column += len(done)
+        self.at = end
+
+    def next(self) -> str:
+        """The next character that is no white space, which is skipped; at the end of the file ""."""
+        while (end := SPACE.match(self.text, self.at).end()) == len(self.text) and not self.is_whole:
+            self.grow()
+        self.skip(end)
+        return self.text[end : end + 1]
+
+    def value(self) -> Any:
+        """The JSON value that begins here, which is skipped."""
+        while True:
+            try:
+                value, end = json.JSONDecoder().raw_decode(self.text, self.at)
+            except json.JSONDecodeError as error:
+                cut = error.msg.startswith("Unterminated string") or error.pos > len(self.text) - NEAR
+                if self.is_whole or not cut:
+                    self.skip(error.pos)
+                    raise self.error(error.msg) from None
+            except (RecursionError, ValueError) as error:
+                raise _beyond(self.path, self.line, error) from None
+            else:
+                if self.is_whole or end + 3 <= len(self.text):  # a number may go on: 1, 1.5, 1e+5
+                    self.skip(end)
+                    return value
+            self.grow()
+
+    def error(self, message: str) -> UserError:
+        """That the JSON is bad at this place."""
+        return _bad_json(self.path, self.line, self.column, message)
+
+
+def _elements(window: _Window) -> Iterator[Row]:
+    """The elements of the JSON list that is all of a file."""
+    if window.next() != "[":  # but after white space that is none to JSON
+        raise window.error("Expecting value")
+    window.skip(window.at + 1)
+    number, mark = 0, window.next()
+    while mark != "]":
+        number, start = number + 1, window.byte
+        value = window.value()
+        yield Row(number, value, start, window.byte - start)
+        mark = window.next()
+        if mark not in ("]", ","):
+            raise window.error("Expecting ',' delimiter")
+        if mark == ",":
+            window.skip(window.at + 1)
+            window.next()
+    window.skip(window.at + 1)
+    if window.next():
+        raise window.error("Extra data")
+
+
+def _no_utf8(path: Path, byte: int) -> UserError:
+    return UserError(f"{path} is no UTF-8 text: byte {byte} cannot be read; save it as UTF-8")
+
+
+def _bad_json(path: Path, line: int, column: int, message: str) -> UserError:
+    return UserError(
+        f"{path}, line {line}, column {column}: bad JSON: {message}; a file is one JSON list, or one JSON object a line"
+    )
+
+
+def _beyond(path: Path, line: int, error: Exception) -> UserError:
+    """What is JSON, but not for Python: nested too deep, or (ValueError) a number of thousands of digits."""
+    why = "nested too deep" if isinstance(error, RecursionError) else str(error).partition(";")[0]
+    return UserError(f"{path}, line {line}: bad JSON: {why}")

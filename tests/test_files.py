@@ -1,0 +1,52 @@
+"""gpt/files.py: where the cache lies, and a lock that ends with its holder. Writing whole is held in tests/test_run_folder.py."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gpt.files import cache_folder, locked
+from tests.processes import ENVIRONMENT, ROOT
+
+
+def test_the_cache_lies_where_it_was_asked_for_or_where_caches_lie(monkeypatch, tmp_path):
+    monkeypatch.setenv("GPT_DPO_CACHE", str(tmp_path / "own"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert cache_folder("pairs") == tmp_path / "own" / "pairs"
+    monkeypatch.setenv("GPT_DPO_CACHE", "")
+    assert cache_folder("pairs") == tmp_path / "xdg" / "gpt-dpo" / "pairs"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_folder("pairs") == tmp_path / "home" / ".cache" / "gpt-dpo" / "pairs"
+    assert not list(tmp_path.iterdir())  # asking makes nothing
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from gpt.files import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("kill", [True, False])
+def test_a_lock_is_held_by_one_and_ends_with_its_holder(tmp_path, kill):
+    words = [sys.executable, "-c", HOLD, str(tmp_path / "lock")]
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    first = subprocess.Popen(words, env=ENVIRONMENT, cwd=ROOT, **pipes)
+    assert first.stdout.readline() == "held\n"
+    second = subprocess.Popen(words, env=ENVIRONMENT, cwd=ROOT, **pipes)
+    with pytest.raises(subprocess.TimeoutExpired):
+        second.wait(1)
+    first.send_signal(signal.SIGKILL) if kill else first.stdin.close()
+    assert second.communicate("", timeout=60)[0] == "held\n"
+    first.wait(60)
+
+
+def test_a_lock_where_nothing_can_be_written_is_an_error_of_the_system(tmp_path):
+    with pytest.raises(OSError), locked(Path(tmp_path / "absent" / "lock")):
+        pass
