@@ -133,13 +133,15 @@ def train(job: Job, world: World) -> int:
     plan = Plan(loss, settings["micro"], partial(precision.autocast, settings["precision"], world.device), world)
     # a resumed run too asks for the pairs of all steps: other batches would round otherwise, and its bits would differ
     met = pairs_met(steps, len(job.train.ids), flags.batch, flags.seed)
-    references = []
+    references, seconds = [], []
     for examples, wanted in ((job.train, met), (job.held_out, list(range(len(job.held_out.ids))))):
         # before the policy moves: unless --reference names another model, it is its own reference
         model = (job.reference or policy).to(world.device)
         wanted = wanted if loss.needs_reference else []
+        began = time.perf_counter()
         with without_adapters(policy):
             references.append(reference_scores(model, examples.ids, wanted, plan.micro, plan.autocast, world))
+        seconds.append(time.perf_counter() - began)
     job.reference = None  # its numbers are all that is needed
 
     optimizer = adamw(policy, flags.weight_decay)
@@ -147,9 +149,9 @@ def train(job: Job, world: World) -> int:
         load_checkpoint(found[0], policy, optimizer)
     if world.is_main:
         versions = {"python": platform.python_version(), "torch": torch.__version__}
-        folder.write_json(
-            "run.json", {"flags": job.record(), "settings": settings, "processes": world.size, "versions": versions}
-        )
+        record = {"flags": job.record(), "settings": settings, "processes": world.size, "versions": versions}
+        record["reference"] = {"pairs": len(met) if loss.needs_reference else 0, "seconds": seconds[0]}
+        folder.write_json("run.json", record)
         folder.cut_metrics(done if found else -1)
     model = replicate(policy, world)
 
