@@ -64,7 +64,12 @@ class Took(NamedTuple):
 
 
 def measure(work: Work) -> None:
-    """Run the system and write what it took beside the model that came out."""
+    """Run the system and write what it took beside the model that came out.
+
+    `cores`: how many it had on average, from opening the model to saving it. Fewer than there are threads, less the little
+    that is done in one, means that something else had them, and that the seconds say little.
+    """
+    began = time.perf_counter()
     if work.system == "ours":
         took = ours(work)
     elif work.system in PRECISIONS:
@@ -74,7 +79,8 @@ def measure(work: Work) -> None:
 
         took = peer.trl(work, precomputed=work.system.endswith("precomputed"))
     if took:
-        Path(work.out, "result.json").write_text(json.dumps(took._asdict()))
+        cores = time.process_time() / (time.perf_counter() - began)
+        Path(work.out, "result.json").write_text(json.dumps(took._asdict() | {"cores": cores}))
 
 
 def ours(work: Work) -> Took | None:

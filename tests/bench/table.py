@@ -93,7 +93,7 @@ def compare(flags: Flags, names: list[str], folder: Path) -> int:
             if turn:
                 rmtree(out)
             line = f"turn {turn + 1}  {name:21}{took['pairs_per_second']:8.2f} pairs/s"
-            print(f"{line}, {took['peak_bytes'] / 2**30:.2f} GiB", flush=True)
+            print(f"{line}, {took['peak_bytes'] / 2**30:.2f} GiB, had {took['cores']:.2f} cores", flush=True)
             if place % 2:
                 rates.append(measured_rate(folder, flags.device))
     rates.append(measured_rate(folder, flags.device))
