@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The one door: set up, demo, scratch, train, test. The only place that knows how to call torchrun. bash 3.2 will do.
+# The one door: set up, demo, scratch, train, test, bench. The only place that knows how to call torchrun. bash 3.2 will do.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -13,6 +13,9 @@ usage: [N=processes] ./launch.sh [COMMAND] [flags]
   scratch         the same story from random weights: SFT, then DPO (about 15 minutes on 2 cores)
   train [flags]   dpo/train.py under torchrun; train --help lists the flags
   test [--all]    the quick tests, or all of them; further words go to pytest
+  bench [flags]   ours beside the book's loop and TRL: pairs/s, memory, held-out loss (about 20 minutes on 2 cores);
+                  the figures go to bench.json; bench --help lists the flags
+  bench growth [flags]   how cost grows with model, prompt, batch and processes; bench growth --help
 
 The first call makes .venv and installs into it, unless an environment with torch is active.
 N is the number of processes (default: one per CUDA device, else 1).
@@ -135,6 +138,16 @@ run_tests() {
     exec "$python" -m pytest -m "not slow" "$@"
 }
 
+bench() {
+    if [ "${1:-}" = growth ]; then
+        shift
+        setup report,hub
+        exec "$python" "$root/tests/bench/growth.py" "$@"
+    fi
+    setup peers
+    exec "$python" "$root/tests/bench/table.py" "$@"
+}
+
 case ${1:-} in
     -h | --help | help) usage ;;
     "" | -*)
@@ -146,5 +159,6 @@ case ${1:-} in
     scratch) shift && scratch "$@" ;;
     train) shift && setup report,hub && train "$@" ;;
     test) shift && run_tests "$@" ;;
+    bench) shift && bench "$@" ;;
     *) echo "error: there is no command '$1'; ./launch.sh --help lists them" >&2 && exit 2 ;;
 esac

@@ -143,16 +143,9 @@ def train(job: Job, world: World) -> int:
         load_checkpoint(found[0], policy, optimizer)
     if world.is_main:
         versions = {"python": platform.python_version(), "torch": torch.__version__}
-        folder.write_json(
-            "run.json",
-            {
-                "flags": job.record(),
-                "settings": settings,
-                "processes": world.size,
-                "versions": versions,
-                "reference": {"pairs": train_reference.computed, "seconds": round(train_reference.seconds, 3)},
-            },
-        )
+        record = {"flags": job.record(), "settings": settings, "processes": world.size, "versions": versions}
+        record["reference"] = {"pairs": train_reference.computed, "seconds": round(train_reference.seconds, 3)}
+        folder.write_json("run.json", record)
         folder.cut_metrics(done if found else -1)
     model = replicate(policy, world)
 

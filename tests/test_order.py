@@ -3,13 +3,14 @@
 import math
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dpo.forward import ANY
-from dpo.order import Limit, micro_batches, pairs_met, pairs_of_step, steps_in_epochs
+from dpo.order import Limit, micro_batches, pairs_met, pairs_of_step, steps_in_epochs, steps_of
 from dpo.rows import Ids
 from gpt.parallel import World
 
