@@ -154,3 +154,19 @@ def test_the_picture_of_the_docstring(indices, shares):
     pairs = of_lengths([lengths[i] for i in range(7)])
     assert [micro_batches(indices, pairs, Limit(1, ANY), world) for world in worlds(2)] == shares
     assert [len(pairs_of_step(step, 7, 4, 0)) for step in (1, 2, 3, 4)] == [4, 3, 4, 3]
+
+
+@given(counts, batches, seeds, st.integers(1, 40), st.integers(0, 40))
+def test_steps_asked_for_in_a_row_are_those_asked_for_one_by_one_and_the_shuffle_is_numpys(
+    pairs, batch, seed, first, more
+):
+    found = list(steps_of(first, first + more, pairs, batch, seed))
+    assert found == [(step, pairs_of_step(step, pairs, batch, seed)) for step in range(first, first + more + 1)]
+    each = len(range(0, pairs, batch))
+    for step, indices in found:
+        order = np.random.default_rng((seed, (step - 1) // each)).permutation(pairs)
+        assert indices == order[(step - 1) % each * batch :][:batch].tolist()
+
+
+def test_no_steps_are_none():
+    assert list(steps_of(5, 4, 10, 2, 0)) == []  # a run that is finished

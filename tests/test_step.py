@@ -13,13 +13,13 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import logsigmoid
 
 from data.pairs import Pair
+from dpo.examples import Examples, in_memory
 from dpo.forward import ANY, Way
 from dpo.losses import parse_loss
 from dpo.order import Limit, micro_batches, pairs_of_step
 from dpo.plain import compute_dpo_loss, compute_dpo_loss_batch, get_log_probs
 from dpo.reference import AT_ONCE, Reference, no_reference, reference_logps
 from dpo.rows import Ids
-from dpo.examples import Examples, in_memory
 from dpo.step import Plan, add_gradients, held_out_metrics
 from dpo.train import check_unmoved
 from gpt.model import GPT

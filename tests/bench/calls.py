@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,7 +33,9 @@ def call(what: str, processes: int = 1, **flags) -> None:
     words += [str(ROOT / "tests/bench/work.py"), what]
     for name, value in flags.items():
         words += [f"--{name.replace('_', '-')}", *(map(str, value) if isinstance(value, list) else [str(value)])]
-    done = subprocess.run(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    with tempfile.TemporaryDirectory() as cache:  # of each process its own, so that none finds what another computed
+        environment["GPT_DPO_CACHE"] = cache
+        done = subprocess.run(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
         lines = [line for line in done.stdout.splitlines() if line.strip()] or ["it said nothing"]
         raise Failed(next((line for line in lines if line.startswith("error: ")), lines[-1]))

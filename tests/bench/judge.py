@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dpo.examples import open_examples
 from dpo.rows import Ids
-from dpo.start import open_examples
 from gpt.command import flag
 from gpt.config_json import read_config
 from gpt.model import GPT

@@ -18,8 +18,9 @@ import torch
 
 from data.pairs import Pair, read_pairs, split, write_rows
 from data.rules import embedded_pairs
+from dpo.examples import open_examples
 from dpo.order import pairs_of_step
-from dpo.start import open_examples, open_model
+from dpo.start import open_model
 from gpt import precision
 from gpt.command import UserError, flag
 from gpt.config_json import read_config

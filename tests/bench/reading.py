@@ -21,15 +21,12 @@ from random import Random
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import torch
 
 from data.pairs import write_rows
 from data.rules import COURTEOUS, RUDE, styled
 from data.tasks import pick, tasks
 from dpo.examples import open_examples
 from dpo.order import steps_in_epochs, steps_of
-from dpo.step import fitting
-from gpt.model import GPTConfig
 from gpt.tokenizer import Tokenizer
 
 COUNT = int(os.environ.get("PAIRS_COUNT", 1_000_000))
@@ -83,7 +80,6 @@ def measure(file: str) -> None:
     training, held_out = open_examples(file, tokenizer, 1024, 0.1, False, {})
     opened, cpu = time.perf_counter(), time.process_time() - cpu
     pairs, batch = len(training.ids), 64
-    fitting(GPTConfig(), training.lengths, torch.device("cpu"))
     met = sum(len(indices) for _, indices in steps_of(1, steps_in_epochs(pairs, batch, 1), pairs, batch, 0))
     assert met == pairs and pairs + len(held_out.ids) == COUNT
     planned = time.perf_counter()

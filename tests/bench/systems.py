@@ -24,10 +24,10 @@ import torch
 from torch import Tensor
 
 from dpo import train
+from dpo.examples import Examples, open_examples
 from dpo.order import pairs_of_step
 from dpo.plain import compute_dpo_loss, compute_logprobs
 from dpo.rows import Ids
-from dpo.start import Examples, open_examples
 from gpt.command import flag
 from gpt.config_json import read_config
 from gpt.model import GPT
