@@ -106,7 +106,8 @@ def _read(path: Path, count: int) -> Tensor | None:
         return None
     if len(data) != 4 * count or hashlib.sha256(data).digest() != digest:
         return None
-    os.utime(path)
+    with suppress(OSError):  # another user's
+        os.utime(path)
     return torch.frombuffer(bytearray(data), dtype=torch.float32)
 
 
@@ -115,5 +116,6 @@ def _write(path: Path, logps: Tensor) -> None:
     data = logps.numpy().tobytes()
     with suppress(UserError), whole(path, binary=True) as file:
         file.write(hashlib.sha256(data).digest() + data)
-    for old in sorted(path.parent.glob("*"), key=lambda other: -other.stat().st_mtime)[KEEP:]:
-        old.unlink(missing_ok=True)
+    with suppress(OSError):  # another run may be about the same
+        for old in sorted(path.parent.iterdir(), key=os.path.getmtime, reverse=True)[KEEP:]:
+            old.unlink()

@@ -6,6 +6,7 @@ numbers of several steps are read together.
 
 import math
 import time
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from torch import Tensor
@@ -38,15 +39,14 @@ class Watch:
         """Time that goes by before is not counted."""
         self.began = time.perf_counter()
 
-    def lines(self) -> list[dict]:
+    def lines(self) -> Iterator[dict]:
         """The metrics of each waiting step.
 
-        Raises UserError where a loss or a gradient is not finite, naming the step's rows. From that step on nothing was
+        Raises UserError at a step whose loss or gradient is not finite, naming its rows. From that step on nothing was
         updated (gpt/optim.py).
         """
         read = [(done, done.totals.averages(self.loss), float(done.norm)) for done in self.waiting]
-        pairs = sum(len(done.indices) for done in self.waiting)
-        speed = pairs / (time.perf_counter() - self.began)
+        speed = sum(len(done.indices) for done in self.waiting) / (time.perf_counter() - self.began)
         self.waiting = []
         for done, line, norm in read:
             if not math.isfinite(line["loss"] + norm):
@@ -56,4 +56,4 @@ class Watch:
                     f"--lr or --precision fp32. The step's pairs are rows {rows}"
                 )
             line |= {"grad_norm": norm, "learning_rate": done.rate, "pairs_per_second": speed}
-        return [{"step": done.step, "split": "train", **line} for done, line, _ in read]
+            yield {"step": done.step, "split": "train", **line}

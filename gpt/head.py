@@ -5,8 +5,14 @@ GPT-2. Here they are kept once, in the precision of the product, and become thei
 that is too much, places are taken in parts, and the backward pass computes the logits again.
 
 GPT-2's logits have a large part in common (they lie around -80), which a softmax does not see but bfloat16, with its
-8 bits, rounds by. So in bfloat16 the mean row is taken from the matrix first: it adds the same to every logit of a
-place. The gradient stays as it is, since a softmax's gradients sum to 0 over the vocabulary.
+8 bits, rounds by. So in bfloat16 the mean row (of a sample, which is near enough) is taken from the matrix first: any row
+would do, since it adds the same to every logit of a place. The gradient stays as it is, since a softmax's gradients sum
+to 0 over the vocabulary.
+
+A tied matrix is the first thing that a forward pass uses and the last, so its gradient has two parts: of every row from
+the head, of the few rows that were looked up from the embedding. Autograd would hold the first, as large as the matrix,
+through the whole backward pass, and copy it to add the second. Here the head leaves what its part is made of (Tied), and
+the embedding, whose turn comes last, makes the whole.
 
 Shapes: N places that have a target, C channels, V vocabulary.
 """
@@ -14,27 +20,44 @@ Shapes: N places that have a target, C channels, V vocabulary.
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import embedding
 
 MOST = 512 * 2**20  # bytes of logits that are held at once
 ROWS = 64  # places whose softmax is taken at once: in float32 they fit a processor's cache
 COLUMNS = 8192  # rows of the matrix that are converted, or whose gradient is made, at once
+SAMPLED = 64  # one row in so many is asked for the mean
 
 
-def target_logps(x: Tensor, weight: Tensor, targets: Tensor, most: int = MOST) -> Tensor:
+class Tied:
+    """What the head leaves for the gradient of the matrix that it shares with the embedding: factors, or their product."""
+
+    def __init__(self):
+        self.factors: tuple[Tensor, Tensor] | None = None  # (N, V) and (N, C)
+        self.made: Tensor | None = None  # (V, C)
+
+
+def look_up(tokens: Tensor, weight: Tensor, tied: Tied) -> Tensor:
+    """weight[tokens], for a matrix that `target_logps` with the same `tied` will use too."""
+    return _LookUp.apply(tokens, weight, tied)
+
+
+def target_logps(x: Tensor, weight: Tensor, targets: Tensor, most: int = MOST, tied: Tied | None = None) -> Tensor:
     """log softmax(x weight^T) at the targets, (N,) float32. x: (N, C). weight: (V, C). targets: (N,).
 
-    Products run in autocast's precision, or in x's own. most: bytes of logits above which they are computed again for
-    the backward pass.
+    Products run in autocast's precision, or in x's own. most: bytes of logits above which they are computed again for the
+    backward pass. tied: as given to `look_up`, which then makes the gradient of weight.
     """
     device = x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     with torch.autocast(device, enabled=False):
-        return _TargetLogps.apply(x, weight, targets, dtype, most)
+        return _TargetLogps.apply(x, weight.detach() if tied else weight, targets, dtype, tied, most)
 
 
 class _TargetLogps(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype, most: int) -> Tensor:
+    def forward(
+        ctx, x: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype, tied: Tied | None, most: int
+    ) -> Tensor:
         matrix = weight if weight.dtype is dtype else _centred(weight, dtype)
         ctx.at_once = max(1, most // (len(matrix) * dtype.itemsize))
         h, exact = x.to(dtype), torch.promote_types(dtype, torch.float32)
@@ -47,7 +70,7 @@ class _TargetLogps(torch.autograd.Function):
                 normal[part][rows] = torch.logsumexp(logits[rows].to(exact), dim=-1)
             logps[part] = logits.gather(1, targets[part, None])[:, 0].to(exact) - normal[part]
         ctx.save_for_backward(h, matrix, targets, normal, logits if len(x) <= ctx.at_once else None)
-        ctx.dtypes = x.dtype, weight.dtype
+        ctx.dtypes, ctx.tied = (x.dtype, weight.dtype), tied
         return logps
 
     @staticmethod
@@ -55,10 +78,7 @@ class _TargetLogps(torch.autograd.Function):
     def backward(ctx, gradient: Tensor):
         h, matrix, targets, normal, kept = ctx.saved_tensors
         dx = torch.empty(h.shape, dtype=ctx.dtypes[0], device=h.device)
-        wanted = ctx.needs_input_grad[1]
-        dw = torch.empty(matrix.shape, dtype=ctx.dtypes[1], device=h.device) if wanted else None
-        if wanted and not len(h):
-            dw.zero_()
+        dw = None
         for part in _parts(len(h), ctx.at_once):
             logits = h[part] @ matrix.T if kept is None else kept
             for rows in _parts(len(logits), ROWS):
@@ -67,15 +87,52 @@ class _TargetLogps(torch.autograd.Function):
                 p.scatter_add_(1, targets[part][rows, None], gradient[part][rows, None])
                 logits[rows] = p  # d(sum of gradient x log p) / d(logits), in their place
             dx[part] = logits @ matrix
-            for columns in _parts(len(matrix), COLUMNS) if wanted else ():
-                product = logits[:, columns].T @ h[part]
-                dw[columns].add_(product) if part.start else dw[columns].copy_(product)
-        return dx, dw, None, None, None
+            if ctx.tied and kept is not None:
+                ctx.tied.factors = logits, h
+            elif ctx.tied or ctx.needs_input_grad[1]:
+                dw = _product(logits, h[part], ctx.dtypes[1], dw)
+        if ctx.tied:
+            ctx.tied.made, dw = dw, None
+        elif ctx.needs_input_grad[1] and dw is None:  # no place has a target
+            dw = torch.zeros_like(matrix, dtype=ctx.dtypes[1])
+        return dx, dw, None, None, None, None
+
+
+class _LookUp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, tokens: Tensor, weight: Tensor, tied: Tied) -> Tensor:
+        ctx.save_for_backward(tokens)
+        ctx.shape, ctx.dtype, ctx.tied = weight.shape, weight.dtype, tied
+        return embedding(tokens, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor):
+        if not ctx.needs_input_grad[1]:
+            return None, None, None
+        (tokens,) = ctx.saved_tensors
+        tied, ctx.tied = ctx.tied, None
+        dw = tied.made
+        if tied.factors:
+            dw = _product(*tied.factors, ctx.dtype)
+        if dw is None:
+            dw = torch.zeros(ctx.shape, dtype=ctx.dtype, device=gradient.device)
+        dw.index_add_(0, tokens.flatten(), gradient.flatten(0, -2).to(ctx.dtype))
+        return None, dw, None
+
+
+def _product(left: Tensor, right: Tensor, dtype: torch.dtype, onto: Tensor | None = None) -> Tensor:
+    """left^T right, (V, C), added to `onto` where there is one; converted in parts."""
+    found = torch.empty(left.shape[1], right.shape[1], dtype=dtype, device=left.device) if onto is None else onto
+    for columns in _parts(left.shape[1], COLUMNS):
+        product = left[:, columns].T @ right
+        found[columns].copy_(product) if onto is None else found[columns].add_(product)
+    return found
 
 
 def _centred(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """The matrix less its mean row, converted in parts: a whole copy in float32 would be the step's largest tensor."""
-    mean = weight.mean(0)
+    mean = weight[::SAMPLED].mean(0)
     matrix = torch.empty(weight.shape, dtype=dtype, device=weight.device)
     for rows in _parts(len(weight), COLUMNS):
         matrix[rows] = weight[rows] - mean

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from gpt.head import target_logps
+from gpt.head import Tied, look_up, target_logps
 
 IGNORE = -100  # a target that is not scored; the value F.cross_entropy ignores by default
 
@@ -223,8 +223,10 @@ class GPT(nn.Module):
             return self.lm_head(self.hidden(tokens, positions, look))
         if places is None:
             places = (targets.flatten() != IGNORE).nonzero()[:, 0]  # (N,)
-        x = self.hidden(tokens, positions, look, wanted=places)  # (N, C)
-        logps = target_logps(x, self.lm_head.weight, targets.flatten()[places]).float()
+        matrix = self.lm_head.weight
+        tied = Tied() if self.config.tie_word_embeddings and matrix.requires_grad else None
+        x = self.hidden(tokens, positions, look, wanted=places, tied=tied)  # (N, C)
+        logps = target_logps(x, matrix, targets.flatten()[places], tied=tied).float()
         return torch.zeros(targets.numel(), device=x.device).index_put((places,), logps).view_as(targets)
 
     def hidden(
@@ -234,18 +236,17 @@ class GPT(nn.Module):
         look: Look = None,
         cache: list | None = None,
         wanted: Tensor | None = None,
+        tied: Tied | None = None,
     ) -> Tensor:
         """What the head is applied to, (B, T, C). Sampling calls it, to apply the head to the last column alone.
 
         cache: one object for each layer that keeps keys and values (gpt/cache.py). wanted: (N,) places, counted through
         all rows, that the head will be applied to; then (N, C), and the last layer does nothing for the others but keys
-        and values.
+        and values. tied: as that head will be given it.
         """
         gpt = self.transformer
-        # a tied head makes a gradient of every row; to add the few rows of these tokens to it, they come as they are
-        sparse = wanted is not None and self.config.tie_word_embeddings
-        x = F.embedding(tokens, gpt["wte"].weight, sparse=sparse) + gpt["wpe"](positions)
-        x = gpt["drop"](x)
+        word = look_up(tokens, gpt["wte"].weight, tied) if tied else gpt["wte"](tokens)
+        x = gpt["drop"](word + gpt["wpe"](positions))
         *blocks, last = gpt["h"]
         for i, block in enumerate(blocks):
             x = block(x, look, cache and cache[i])

@@ -23,7 +23,8 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.weight = linear.weight  # for who needs the matrix itself, as the head with targets does (gpt/head.py)
         self.ordered = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().to(dtype))
-        self.bias = None if linear.bias is None else linear.bias.detach().to(dtype)
+        bias = linear.bias
+        self.bias = bias if bias is None or bias.dtype is dtype else bias.detach().to(dtype)
         self.dtype = dtype
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,49 +1,50 @@
 """gpt/memory.py: what is asked of the C library, in processes of their own, since it holds to the end of one."""
 
 import os
+import platform
+import subprocess
 import sys
 
 import pytest
 
 from gpt.memory import keep_freed_memory
-from tests.processes import ROOT, call
+from tests.processes import ENVIRONMENT, ROOT, call, command
 
 SCRIPT = f"""
-import os, sys, time
+import ctypes, os, sys
 sys.path.insert(0, {str(ROOT)!r})
-import resource, torch
 from gpt.memory import keep_freed_memory
-if sys.argv[1] == "keep":
-    keep_freed_memory()
-print(os.environ.get("THP_MEM_ALLOC_ENABLE"))
-torch.ones(2**24)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(20):
-    torch.ones(2**24)  # 64 MiB, 16,384 pages of 4 KiB
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+class Library(ctypes.CDLL):
+    def __getattr__(self, name):
+        function = super().__getattr__(name)
+        return lambda *arguments: print(name, *arguments, function(*arguments))
+
+ctypes.CDLL = Library
+keep_freed_memory()
+keep_freed_memory()
+print(os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"])
+import torch
+print(float(torch.ones(2**20).sum()))
 """
 
-LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc is Linux's")
-
-
-def pages(how: str, **environment: str) -> tuple[str, int]:
-    """The variable that torch reads, and the pages that 20 large tensors, one after another, took from the system."""
-    variable, count = call("-c", SCRIPT, how, **environment).stdout.split()
-    return variable, int(count)
+LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the C library is Linux's")
 
 
 @LINUX
-def test_on_linux_a_large_block_is_given_out_again_without_asking_the_system():
-    without, kept = pages("do not", THP_MEM_ALLOC_ENABLE="0"), pages("keep", THP_MEM_ALLOC_ENABLE="0")
-    assert without[1] > 20 * 2**24 * 4 / 2**21  # at least a page of 2 MiB each
-    if os.confstr("CS_GNU_LIBC_VERSION"):
-        assert kept[1] < without[1] / 10
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+def test_glibc_takes_both_settings_and_torch_computes_after_them():
+    found = call("-c", SCRIPT, ONEDNN_PRIMITIVE_CACHE_CAPACITY="7").stdout.splitlines()
+    # of malloc.h: M_MMAP_THRESHOLD is -3, M_TRIM_THRESHOLD is -1; 1 says that it was taken
+    assert found[:4] == [f"mallopt -3 {2**30} 1", f"mallopt -1 {2**31 - 1} 1"] * 2
+    assert found[4:] == ["7", str(float(2**20))]  # and the variable that the user set stays
 
 
 @LINUX
-def test_on_linux_the_variable_is_set_unless_the_user_did():
-    assert pages("keep")[0] == os.environ.get("THP_MEM_ALLOC_ENABLE", "1")
-    assert pages("keep", THP_MEM_ALLOC_ENABLE="0")[0] == "0"
+def test_on_linux_the_variable_that_onednn_reads_is_set_unless_the_user_did():
+    environment = {name: value for name, value in ENVIRONMENT.items() if name != "ONEDNN_PRIMITIVE_CACHE_CAPACITY"}
+    done = subprocess.run(command("-c", SCRIPT), env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-2] == "128"
 
 
 @LINUX
@@ -53,18 +54,18 @@ def test_another_c_library_is_left_alone(monkeypatch):
             assert name is None
 
     monkeypatch.setattr("ctypes.CDLL", Musl)
-    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
+    monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", raising=False)
     keep_freed_memory()
-    assert os.environ.pop("THP_MEM_ALLOC_ENABLE") == "1"
+    assert os.environ.pop("ONEDNN_PRIMITIVE_CACHE_CAPACITY") == "128"
 
 
-@pytest.mark.parametrize("platform", ["darwin", "win32", "freebsd14"])
-def test_on_other_systems_nothing_is_done(monkeypatch, platform):
+@pytest.mark.parametrize("system", ["darwin", "win32", "freebsd14"])
+def test_on_other_systems_nothing_is_done(monkeypatch, system):
     def refuse(name):
         raise AssertionError("no library is opened")
 
     monkeypatch.setattr("ctypes.CDLL", refuse)
-    monkeypatch.setattr(sys, "platform", platform)
-    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", raising=False)
     keep_freed_memory()
-    assert "THP_MEM_ALLOC_ENABLE" not in os.environ
+    assert "ONEDNN_PRIMITIVE_CACHE_CAPACITY" not in os.environ

@@ -1,6 +1,7 @@
 """gpt/optim.py: AdamW against its arithmetic written out, the learning rate against values known in closed form."""
 
 import math
+from copy import deepcopy
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt.model import GPT, GPTConfig
-from gpt.optim import adamw, default_learning_rate, learning_rate
+from gpt.optim import adamw, default_learning_rate, learning_rate, update
 
 
 def toy() -> GPT:
@@ -64,6 +65,107 @@ def test_nothing_moves_before_a_learning_rate_is_set():
         p.grad = torch.ones_like(p)
     optimizer.step()
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters()))
+
+
+# Updates
+
+SOUND, BROKEN = torch.tensor(True), torch.tensor(False)
+
+
+def put_gradients(model: GPT, number: int) -> None:
+    """Gradients of step `number`: small in the even ones, so that no clip cuts them, large in the odd ones."""
+    generator = torch.Generator().manual_seed(number)
+    for p in model.parameters():
+        p.grad = (3.0 if number % 2 else 1e-4) * torch.randn(p.shape, generator=generator)
+
+
+def numbers_of(model: GPT, optimizer: torch.optim.AdamW) -> list[torch.Tensor]:
+    """Every weight, and all that the optimizer keeps of it: both moments and the count of steps."""
+    kept = [value for p in model.parameters() for _, value in sorted(optimizer.state[p].items())]
+    return [value.detach().clone() for value in (*model.parameters(), *kept)]
+
+
+def by_torch(model: GPT, optimizer: torch.optim.AdamW, rate: float, clip: float) -> torch.Tensor:
+    """Clipped in a pass of its own, then AdamW in the plain Python loop that torch has."""
+    parameters = list(model.parameters())
+    norm = torch.nn.utils.clip_grad_norm_(parameters, clip or math.inf)
+    for group in optimizer.param_groups:
+        group["lr"], group["fused"], group["foreach"] = rate, False, False
+    optimizer.step()
+    optimizer.zero_grad()
+    return norm
+
+
+@pytest.mark.parametrize("clip", [1.0, 0.0, 0.05, 1e9])
+def test_an_update_is_torchs_clipping_and_then_torchs_adamw(clip):
+    ours, theirs = toy(), toy()
+    one, other = adamw(ours, 0.3), adamw(theirs, 0.3)
+    for number in range(1, 9):
+        rate = 1e-3 * number
+        put_gradients(ours, number), put_gradients(theirs, number)
+        norm, expected = update(one, rate, clip, SOUND), by_torch(theirs, other, rate, clip)
+        assert float(norm) == pytest.approx(float(expected), rel=1e-6)  # before clipping
+        assert all(p.grad is None for p in ours.parameters())
+        for a, b in zip(numbers_of(ours, one), numbers_of(theirs, other), strict=True):
+            torch.testing.assert_close(a, b, rtol=3e-6, atol=1e-6)
+
+
+def test_clipping_cuts_the_norm_and_no_clipping_does_not():
+    # a step's first moment is a tenth of its gradient
+    for clip, expected in ((1.0, 1.0), (0.0, None), (1e9, None)):
+        model = toy()
+        optimizer = adamw(model, 0.0)
+        put_gradients(model, 1)
+        norm = update(optimizer, 1e-3, clip, SOUND)
+        moments = torch.cat([optimizer.state[p]["exp_avg"].flatten() for p in model.parameters()])
+        assert float(10 * moments.norm()) == pytest.approx(expected or float(norm), rel=1e-5) and norm > 10
+
+
+@pytest.mark.parametrize("fault", ["nan", "inf", "-inf", "overflow", "not sound"])
+@pytest.mark.parametrize("clip", [1.0, 0.0])
+@pytest.mark.parametrize("before", [0, 3])
+def test_what_is_not_finite_changes_nothing_now_or_in_any_later_step(fault, clip, before):
+    model = toy()
+    optimizer = adamw(model, 0.3)
+    for number in range(before):
+        put_gradients(model, number)
+        update(optimizer, 1e-3, clip, SOUND)
+    weights, known = [p.detach().clone() for p in model.parameters()], numbers_of(model, optimizer)
+    put_gradients(model, 7)
+    (bias,) = [p for name, p in model.named_parameters() if name == "transformer.ln_f.bias"]
+    if fault == "overflow":
+        bias.grad.fill_(3e38)  # each is finite, their norm is not
+    elif fault != "not sound":
+        bias.grad[5] = float(fault)
+    norm = update(optimizer, 1e-3, clip, BROKEN if fault == "not sound" else SOUND)
+    assert bool(norm.isfinite()) == (fault == "not sound")  # what is told is what was found
+    for number in range(8, 12):
+        put_gradients(model, number)
+        assert update(optimizer, 1e-3, clip, SOUND).isfinite()
+        assert all(torch.equal(a, b) for a, b in zip(weights, model.parameters()))
+    after = numbers_of(model, optimizer)
+    if before:
+        assert all(torch.equal(a, b) for a, b in zip(known, after, strict=True))
+    else:
+        assert not any(value.any() for value in after[len(weights) :])  # nothing was counted or averaged
+
+
+def test_an_optimizer_that_was_not_stopped_goes_on_after_its_state_was_saved_and_loaded():
+    model = toy()
+    optimizer = adamw(model, 0.3)
+    put_gradients(model, 1)
+    update(optimizer, 1e-3, 1.0, SOUND)
+    twin = toy()
+    twin.load_state_dict(model.state_dict())
+    other = adamw(twin, 0.3)
+    other.load_state_dict(deepcopy(optimizer.state_dict()))  # it would share the moments
+    for one, its in ((model, optimizer), (twin, other)):
+        put_gradients(one, 2)
+        update(its, 1e-3, 1.0, SOUND)
+    assert all(torch.equal(a, b) for a, b in zip(numbers_of(model, optimizer), numbers_of(twin, other), strict=True))
+
+
+# The rate
 
 
 def test_the_rate_rises_in_a_straight_line_then_falls_by_half_a_cosine():

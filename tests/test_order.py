@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from dpo.forward import ANY
 from dpo.order import Limit, micro_batches, pairs_met, pairs_of_step, steps_in_epochs, steps_of
-from dpo.rows import Ids
 from gpt.parallel import World
 
 counts = st.integers(1, 60)
@@ -21,13 +20,6 @@ seeds = st.integers(0, 2**32)
 
 def worlds(size: int) -> list[World]:
     return [World(rank, size, torch.device("cpu")) for rank in range(size)]
-
-
-def of_lengths(lengths) -> list[Ids]:
-    """Pairs of ids whose rows have these lengths."""
-    pairs = [Ids([0], [1] * (length - length // 3), [1] * (length // 3)) for length in lengths]
-    assert [pair.length for pair in pairs] == list(lengths)
-    return pairs
 
 
 # Steps
@@ -71,9 +63,9 @@ def test_a_pair_comes_early_as_often_as_late():
 
 @given(st.lists(st.integers(2, 50), min_size=1, max_size=30), st.integers(1, 4), st.integers(1, 8), st.data())
 def test_processes_share_a_step_without_loss_and_do_the_same_number_of_passes(lengths, size, micro, data):
-    pairs = of_lengths(lengths)
-    indices = data.draw(st.lists(st.integers(0, len(pairs) - 1), unique=True, min_size=1))
-    found = [micro_batches(indices, pairs, Limit(micro, ANY), world) for world in worlds(size)]
+    lengths = np.array(lengths)
+    indices = data.draw(st.lists(st.integers(0, len(lengths) - 1), unique=True, min_size=1))
+    found = [micro_batches(indices, lengths, Limit(micro, ANY), world) for world in worlds(size)]
     assert Counter(i for process in found for some in process for i in some) == Counter(indices)
     assert len({len(process) for process in found}) == 1  # FSDP and DDP wait for each other's passes
     shares = [sum(map(len, process)) for process in found]
@@ -82,9 +74,7 @@ def test_processes_share_a_step_without_loss_and_do_the_same_number_of_passes(le
         assert len(process[0]) <= micro and len(process) <= math.ceil(max(shares) / micro)
         # full ones first, then a partial one, then empty ones
         assert [len(some) for some in process] == [max(0, min(micro, share - micro * n)) for n in range(len(process))]
-        assert [pairs[i].length for some in process for i in some] == sorted(
-            pairs[i].length for some in process for i in some
-        )
+        assert [lengths[i] for some in process for i in some] == sorted(lengths[i] for some in process for i in some)
 
 
 @given(
@@ -95,16 +85,16 @@ def test_processes_share_a_step_without_loss_and_do_the_same_number_of_passes(le
     st.data(),
 )
 def test_a_pass_takes_no_more_than_its_limit_and_as_much_as_it_may(lengths, size, most, tokens, data):
-    pairs = of_lengths(lengths)
-    indices = data.draw(st.lists(st.integers(0, len(pairs) - 1), unique=True, min_size=1))
-    found = [micro_batches(indices, pairs, Limit(most, tokens), world) for world in worlds(size)]
+    lengths = np.array(lengths)
+    indices = data.draw(st.lists(st.integers(0, len(lengths) - 1), unique=True, min_size=1))
+    found = [micro_batches(indices, lengths, Limit(most, tokens), world) for world in worlds(size)]
     assert Counter(i for process in found for some in process for i in some) == Counter(indices)
     assert len({len(process) for process in found}) == 1
     shares = [sum(map(len, process)) for process in found]
     assert max(shares) - min(shares) <= 1
 
     def long(some: list[int]) -> int:
-        return sum(pairs[i].length for i in some)
+        return sum(lengths[i] for i in some)
 
     for process in found:
         full = [some for some in process if some]
@@ -113,7 +103,7 @@ def test_a_pass_takes_no_more_than_its_limit_and_as_much_as_it_may(lengths, size
         assert all(long(some) <= tokens or len(some) == 1 for some in full)  # one pair goes whatever its length
         # cut only where the next pair would have been too much
         assert all(len(a) == most or long([*a, b[0]]) > tokens for a, b in zip(full, full[1:]))
-        in_order = [pairs[i].length for some in full for i in some]
+        in_order = [lengths[i] for some in full for i in some]
         assert in_order == sorted(in_order)
 
 
@@ -126,9 +116,9 @@ def test_the_pairs_that_a_run_will_meet_are_those_of_all_its_steps(pairs, batch,
 @given(st.lists(st.integers(2, 50), min_size=4, max_size=30), st.integers(2, 4))
 def test_every_process_gets_short_and_long_pairs_alike(lengths, size):
     # the n-th pair of one process is never longer than the n+1-th of another
-    pairs = of_lengths(lengths)
+    lengths = np.array(lengths)
     shares = [
-        [pairs[some[0]].length for some in micro_batches(list(range(len(pairs))), pairs, Limit(1, ANY), world) if some]
+        [lengths[some[0]] for some in micro_batches(list(range(len(lengths))), lengths, Limit(1, ANY), world) if some]
         for world in worlds(size)
     ]
     for one in shares:
@@ -137,13 +127,13 @@ def test_every_process_gets_short_and_long_pairs_alike(lengths, size):
 
 
 def test_one_process_with_micro_batches_as_large_as_the_step_does_one_pass():
-    pairs = of_lengths([5, 3, 9])
-    assert micro_batches([0, 1, 2], pairs, Limit(3, ANY), *worlds(1)) == [[1, 0, 2]]
-    assert micro_batches([0, 1, 2], pairs, Limit(99, ANY), *worlds(1)) == [[1, 0, 2]]
+    lengths = np.array([5, 3, 9])
+    assert micro_batches([0, 1, 2], lengths, Limit(3, ANY), *worlds(1)) == [[1, 0, 2]]
+    assert micro_batches([0, 1, 2], lengths, Limit(99, ANY), *worlds(1)) == [[1, 0, 2]]
 
 
 def test_a_step_without_pairs_has_no_micro_batches():
-    assert [micro_batches([], of_lengths([5]), Limit(2, ANY), world) for world in worlds(3)] == [[], [], []]
+    assert [micro_batches([], np.array([5]), Limit(2, ANY), world) for world in worlds(3)] == [[], [], []]
 
 
 @pytest.mark.parametrize(
@@ -151,8 +141,8 @@ def test_a_step_without_pairs_has_no_micro_batches():
 )
 def test_the_picture_of_the_docstring(indices, shares):
     lengths = {6: 2, 1: 3, 3: 4, 0: 5, 5: 2, 2: 3, 4: 4}  # so that the first step is sorted 6 1 3 0, the second 5 2 4
-    pairs = of_lengths([lengths[i] for i in range(7)])
-    assert [micro_batches(indices, pairs, Limit(1, ANY), world) for world in worlds(2)] == shares
+    lengths = np.array([lengths[i] for i in range(7)])
+    assert [micro_batches(indices, lengths, Limit(1, ANY), world) for world in worlds(2)] == shares
     assert [len(pairs_of_step(step, 7, 4, 0)) for step in (1, 2, 3, 4)] == [4, 3, 4, 3]
 
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from data.pairs import Pair
 from dpo import rows as module
 from dpo.plain import get_log_probs
-from dpo.rows import CHOSEN, REJECTED, TRUNK, Batch, Ids, answer_sums, batch_of, collate, encode, make_row
+from dpo.rows import CHOSEN, REJECTED, TRUNK, Batch, Ids, answer_sums, batch_of, collate, make_row
+from dpo.store import encode
 from gpt.attention import looking, may_look
 from gpt.model import GPT, IGNORE
 

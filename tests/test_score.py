@@ -1,7 +1,6 @@
 """dpo/score.py against transformers: other code reads the models, encodes the pairs and adds up log-probabilities."""
 
 import json
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,11 +10,11 @@ from transformers import AutoTokenizer, GPT2LMHeadModel
 from data.pairs import write_rows
 from dpo import evaluate
 from dpo.examples import Examples, open_examples
-from dpo.losses import parse_loss
+from dpo.forward import ANY, Way
 from dpo.metrics import TIE
+from dpo.order import Limit
+from dpo.reference import AT_ONCE
 from dpo.score import score_pairs, verdict
-from dpo.step import Plan
-from gpt import precision
 from gpt.command import parse
 from gpt.parallel import World
 from gpt.weights import save_gpt
@@ -159,21 +158,21 @@ def test_a_tie_is_a_log_ratio_that_rounding_could_make_whatever_beta_is(make_gpt
         reference.lm_head.weight[a[0]] -= gain * away / (away @ hidden)
     world = World(0, 1, torch.device("cpu"))
     for beta in (0.01, 100):
-        plan = Plan(parse_loss("dpo", beta), 4, partial(precision.autocast, "fp32", world.device), world)
-        (line,) = score_pairs(policy, reference, examples, plan)
+        (line,) = score_pairs(policy, reference, examples, beta, Way(Limit(4, ANY), "fp32", world))
         assert line["wins"] == wins, line
         assert line["rewards/margins"] == pytest.approx(beta * gain, abs=beta * 5e-5)
 
 
-def test_lines_do_not_depend_on_how_many_pairs_a_pass_has(toy, make_gpt, tokenizer):
+def test_lines_do_not_depend_on_how_many_pairs_a_pass_has(toy, make_gpt, tokenizer, monkeypatch):
     policy, reference = (make_gpt(seed, vocab_size=tokenizer.vocab_size, n_positions=256).eval() for seed in (0, 1))
     examples, _ = open_examples(str(toy / "pairs.jsonl"), tokenizer, 256, 0, None, {})
     world = World(0, 1, torch.device("cpu"))
     found = []
     for micro in (1, 2, 50):
-        plan = Plan(parse_loss("dpo"), micro, partial(precision.autocast, "fp32", world.device), world)
-        found.append(list(score_pairs(policy, reference, examples, plan)))
-    backwards = list(score_pairs(policy, reference, Examples(examples.store, examples.index[::-1]), plan))[::-1]
+        way = Way(Limit(micro, ANY), "fp32", world)
+        monkeypatch.setitem(AT_ONCE, "cpu", Limit(micro, ANY))
+        found.append(list(score_pairs(policy, reference, examples, 0.1, way)))
+    backwards = list(score_pairs(policy, reference, Examples(examples.store, examples.index[::-1]), 0.1, way))[::-1]
     for lines in (*found[1:], backwards):
         for line, expected in zip(lines, found[0], strict=True):
             assert line.keys() == expected.keys()
