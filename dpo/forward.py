@@ -7,13 +7,14 @@ Both take the same numeric path, so that before the first update every log-ratio
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from dpo.order import Limit
-from dpo.rows import Batch, Ids, batch_of
+from dpo.rows import Batch, Ids, collate
 from gpt import precision
 from gpt.attention import looking
 from gpt.model import GPTConfig
@@ -34,11 +35,10 @@ def ask(model: nn.Module, pairs: Sequence[Ids], rows: Sequence[int], way: Way) -
     """log p of each answer token of the pairs `rows`, (S,) float32, in the order of the batch that comes with it."""
     device = way.world.device
     multiple = 128 if device.type == "cuda" else 1  # a GPU has a kernel chosen for each new length
-    batch = batch_of(pairs, rows, multiple).to(device)
+    batch = collate([pairs[i] for i in rows], multiple).to(device)
     look = looking(batch.tree, device, precision.DTYPES[way.precision])
     with precision.autocast(way.precision, device):
-        logps = model(batch.tokens, batch.targets, batch.positions, look, batch.places)
-    return logps[0, batch.places], batch
+        return model(batch.tokens, batch.targets, batch.positions, look), batch
 
 
 def fitting(config: GPTConfig, device: torch.device, reserved: int = 0, micro: int = 0) -> Limit:
@@ -61,7 +61,7 @@ def fitting(config: GPTConfig, device: torch.device, reserved: int = 0, micro: i
 def _free_memory() -> int:
     """Bytes that can be had without swapping; where the system does not tell, 4 GiB."""
     try:
-        lines = dict(line.split(":") for line in open("/proc/meminfo", encoding="ascii"))
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         return 1024 * int(lines["MemAvailable"].split()[0])
     except (OSError, KeyError, ValueError):
         pass

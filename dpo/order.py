@@ -5,7 +5,7 @@ The order is a pure function of (seed, step): resuming needs one integer, and th
 
     epoch 0     3 0 6 1 | 5 2 4           shuffled by (seed, epoch); the last batch is not full and trains too
     step 1      3 0 6 1                   sorted by length, say 6 1 3 0
-    process 0   [6] [3]                   every second pair: both get short and long ones
+    process 0   [6] [3]                   every second pair: both get short and long ones; sorted by prompt then
     process 1   [1] [0]
     step 2      5 2 4
     process 0   [5] [4]
@@ -18,7 +18,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dpo.examples import Examples
 from gpt.parallel import World
+
+WINDOW = 4096  # pairs whose prompts are compared at once: of a million, not all are brought into memory
 
 
 def steps_in_epochs(pairs: int, batch: int, epochs: int) -> int:
@@ -55,26 +58,29 @@ class Limit(NamedTuple):
     tokens: int
 
 
-def micro_batches(indices: Sequence[int], row_lengths: np.ndarray, limit: Limit, world: World) -> list[list[int]]:
-    """This process's share of a step, sorted by length and cut into micro-batches within `limit`.
+def micro_batches(indices: Sequence[int], examples: Examples, limit: Limit, world: World) -> list[list[int]]:
+    """This process's share of a step, cut into micro-batches within `limit`; in each, prompts that begin alike.
 
-    row_lengths: (pairs,) tokens of each pair's row. Every process gets the same number of micro-batches; one that has fewer
-    gets empty ones at the end.
+    Every process gets the same number of them; one that has fewer gets empty ones at the end.
     """
-    lengths = dict(zip(indices, row_lengths[list(indices)].tolist()))
-    ordered = sorted(indices, key=lengths.__getitem__)
-    shares = [_cut(ordered[rank :: world.size], lengths, limit) for rank in range(world.size)]
-    mine, most = shares[world.rank], max(map(len, shares))
+    cuts = [cut(indices, examples, limit, world._replace(rank=rank)) for rank in range(world.size)]
+    mine, most = cuts[world.rank], max(map(len, cuts))
     return mine + [[]] * (most - len(mine))
 
 
-def _cut(indices: list[int], lengths: dict[int, int], limit: Limit) -> list[list[int]]:
-    cut: list[list[int]] = []
+def cut(indices: Sequence[int], examples: Examples, limit: Limit, world: World) -> list[list[int]]:
+    """What `micro_batches` gives this process, without the empty ones."""
+    lengths = dict(zip(indices, examples.row_lengths[list(indices)].tolist()))
+    mine = world.share(sorted(indices, key=lengths.__getitem__))
+    alike: list[int] = []
+    for start in range(0, len(mine), WINDOW):
+        alike += sorted(mine[start : start + WINDOW], key=lambda i: examples.ids[i].prompt)
+    found: list[list[int]] = []
     room = 0
-    for i in indices:
+    for i in alike:
         room -= lengths[i]
-        if not cut or len(cut[-1]) == limit.pairs or room < 0:
-            cut.append([])
+        if not found or len(found[-1]) == limit.pairs or room < 0:
+            found.append([])
             room = limit.tokens - lengths[i]
-        cut[-1].append(i)
-    return cut
+        found[-1].append(i)
+    return found

@@ -12,7 +12,6 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -22,14 +21,14 @@ from tqdm import tqdm
 
 from dpo.examples import Examples
 from dpo.forward import Way, ask
-from dpo.order import Limit, micro_batches
+from dpo.order import Limit, cut
 from gpt.command import UserError
 from gpt.files import cache_folder, whole
 from gpt.packed import packed
 from gpt.parallel import add_up, spread
 
 # Rows of a forward pass, by device, whatever --micro is: so that the numbers depend on nothing else
-AT_ONCE = {"cpu": Limit(pairs=1024, tokens=2048), "cuda": Limit(pairs=4096, tokens=32768), "mps": Limit(1024, 8192)}
+AT_ONCE = {"cpu": Limit(pairs=1024, tokens=4096), "cuda": Limit(pairs=4096, tokens=32768), "mps": Limit(1024, 8192)}
 KEEP = 32  # files in the cache, the last used
 FORMAT = 1  # counted up when the same weights and pairs would give other numbers
 
@@ -41,6 +40,13 @@ class Reference(NamedTuple):
     starts: np.ndarray  # (pairs + 1,): where each pair begins
     computed: int = 0  # pairs that were asked in this run, over all processes
     seconds: float = 0.0
+
+    @property
+    def described(self) -> str:
+        """What it took, for the person who waited."""
+        known = int((~self.logps[self.starts[:-1]].isnan()).sum()) - self.computed
+        asked = f"asked about {self.computed:,} pairs in {self.seconds:.1f} s" if self.computed else "asked about none"
+        return f"reference {asked}, {known:,} known from before"
 
     def of(self, rows: Sequence[int]) -> Tensor:
         """Of the pairs `rows`, (S,), in the order in which a batch has them."""
@@ -68,29 +74,28 @@ def reference_logps(model: nn.Module, examples: Examples, wanted: Sequence[int],
     began, starts, world = time.perf_counter(), _starts(examples), way.world
     way = way._replace(limit=AT_ONCE[world.device.type])
     key = [FORMAT, sha256, examples.fingerprint, way.precision, world.device.type, torch.__version__, *way.limit]
-    path = cache_folder("references") / hashlib.sha256(json.dumps(key).encode()).hexdigest()
+    name = hashlib.sha256(json.dumps(key).encode()).hexdigest()
     known = torch.full((int(starts[-1]),), torch.nan)
-    if world.is_main and (kept := _read(path, len(known))) is not None:
+    if world.is_main and (kept := _read(name, len(known))) is not None:
         known = kept
     known = spread(known.to(world.device), world).cpu()
     wanted = np.asarray(wanted, dtype=np.int64)
     missing = wanted[known[starts[wanted]].isnan().numpy()].tolist()
     if missing:
         fresh = torch.zeros(len(known), device=world.device)
-        mine = micro_batches(missing, examples.row_lengths, way.limit, world)
+        mine = cut(missing, examples, way.limit, world)
         model.eval()
         if way.precision == "bf16":  # the same bits; in float32 another library would round otherwise
-            model = packed(model, torch.bfloat16)
+            model = packed(model, torch.bfloat16, leave=model.lm_head)  # with targets the head uses the matrix itself
         for rows in tqdm(mine, desc="reference", unit="batch", disable=not world.is_main, leave=False):
-            if rows:
-                logps, _ = ask(model, examples.ids, rows, way)
-                places = torch.cat([torch.arange(starts[i], starts[i + 1]) for i in rows])
-                fresh[places.to(world.device)] = logps
+            logps, _ = ask(model, examples.ids, rows, way)
+            places = torch.cat([torch.arange(starts[i], starts[i + 1]) for i in rows])
+            fresh[places.to(world.device)] = logps
         fresh = add_up(fresh, world).cpu()
         asked = torch.cat([torch.arange(starts[i], starts[i + 1]) for i in missing])
         known[asked] = fresh[asked]
         if world.is_main:
-            _write(path, known)
+            _write(name, known)
     return Reference(known, starts, len(missing), time.perf_counter() - began)
 
 
@@ -98,9 +103,10 @@ def _starts(examples: Examples) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(examples.lengths[:, 1:].sum(1, dtype=np.int64))])
 
 
-def _read(path: Path, count: int) -> Tensor | None:
+def _read(name: str, count: int) -> Tensor | None:
     """What _write wrote, or None where it is missing, cut, damaged or of another size."""
     try:
+        path = cache_folder("references") / name
         digest, data = (content := path.read_bytes())[:32], content[32:]
     except OSError:
         return None
@@ -111,11 +117,12 @@ def _read(path: Path, count: int) -> Tensor | None:
     return torch.frombuffer(bytearray(data), dtype=torch.float32)
 
 
-def _write(path: Path, logps: Tensor) -> None:
-    """The SHA-256 of the numbers, then the numbers. A cache that cannot be written costs time only."""
+def _write(name: str, logps: Tensor) -> None:
+    """The SHA-256 of the numbers, then the numbers. A cache that cannot be written, or tidied, costs time only."""
     data = logps.numpy().tobytes()
-    with suppress(UserError), whole(path, binary=True) as file:
-        file.write(hashlib.sha256(data).digest() + data)
-    with suppress(OSError):  # another run may be about the same
-        for old in sorted(path.parent.iterdir(), key=os.path.getmtime, reverse=True)[KEEP:]:
+    with suppress(UserError, OSError):
+        folder = cache_folder("references")
+        with whole(folder / name, binary=True) as file:
+            file.write(hashlib.sha256(data).digest() + data)
+        for old in sorted(folder.iterdir(), key=os.path.getmtime, reverse=True)[KEEP:]:
             old.unlink()

@@ -1,30 +1,28 @@
-"""A pair as one row with two branches: the prompt is read once, both answers hang from it.
+"""Pairs as a tree of tokens: what their texts have in common is read once.
+
+The two texts of a pair, prompt and answer, begin with the same prompt:
 
     prompt  10 11 12     chosen  20 21 0     rejected  30 0         (0 is end-of-text)
 
-    tokens     10 11 | 12 20 21 | 12 30
-    targets     .  . | 20 21  0 | 30  0        . is IGNORE
-    positions   0  1 |  2  3  4 |  2  3
-    branch      0  0 |  1  1  1 |  2  2        0 trunk  1 chosen  2 rejected
+    tokens     10 11 12 | 20 21 | 30           the last token of a text is asked for, but never read
+    positions   0  1  2 |  3  4 |  3
+    asked             2    3  4 |                of place 2 comes 20, of 3 comes 21, of 4 comes 0: chosen
+                      2           5              of place 2 comes 30, of 5 comes 0: rejected
+    may look:  key is not later, and in the query's own piece or one above it (gpt/attention.py)
 
-    may look:  key is not later, and key is in the trunk or in the query's own branch
+That is P + (C - 1) + (R - 1) tokens where two rows of their own would be 2P + C + R - 2, and each answer has exactly the
+log-probability, and the gradient, that it would have alone (tests/test_rows.py). A row for SFT is one text.
 
-Each branch begins with a copy of the last prompt token, so that every place in a branch has exactly one target, and
-places restart where the trunk ends. A row is P - 1 + C + R tokens long where two rows of their own would be 2P + C + R,
-and each answer has exactly the log-probability, and the gradient, that it would have alone (tests/test_rows.py).
-An SFT row is a row with one branch.
+A batch is one row, the tree of all its texts. Pairs with one prompt share it, and all share the template that their
+prompts begin with. A second pair, prompt 10 13, chosen 40 0, rejected 40 41 0:
 
-A batch is the rows of several pairs one behind the other, so that there is no padding; and what all prompts begin with,
-such as a template, is read once for all of them. A second pair, prompt 10 13, chosen 40 0, rejected 0:
+    tokens     10 | 11 12 | 20 21 | 30 | 13 40 | 41
+    piece       0 |   1   |   2   |  3 |   4   |  5
+    parent   none |   0   |   1   |  1 |   0   |  4
 
-    tokens     10 | 11 | 12 20 21 | 12 30 |  13 40 | 13        the second has no trunk of its own
-    targets     . |  . | 20 21  0 | 30  0 |  40  0 |  0
-    positions   0 |  1 |  2  3  4 |  2  3 |   1  2 |  1
-    answer      . |  . |  0  0  0 |  1  1 |   2  2 |  3        2 x pair, + 1 for rejected; -1 elsewhere
+There is no padding, since there is one row, but where a GPU wants lengths of a few kinds only.
 
-    may look:  the same: key is not later, and in a piece above the query's or in its own (gpt/attention.py)
-
-Shapes: B pairs, T tokens in a batch, S of them in answers, P, C, R tokens of prompt, chosen, rejected.
+Shapes: B pairs, T tokens in a batch, S of them asked for, N places asked, P, C, R tokens of prompt, chosen, rejected.
 """
 
 import os.path
@@ -35,9 +33,7 @@ import torch
 from torch import Tensor
 
 from gpt.attention import Tree
-from gpt.model import IGNORE
-
-TRUNK, CHOSEN, REJECTED = 0, 1, 2
+from gpt.head import Targets
 
 
 class Ids(NamedTuple):
@@ -49,78 +45,74 @@ class Ids(NamedTuple):
 
     @property
     def length(self) -> int:
-        """The tokens of its row."""
+        """The places of its row: of the prompt all but the last, and one for each answer token."""
         return len(self.prompt) - 1 + len(self.chosen) + len(self.rejected)
 
 
-class Row(NamedTuple):
-    """One pair as four lists of equal length, the columns of the picture."""
-
-    tokens: list[int]
-    targets: list[int]
-    positions: list[int]
-    branch: list[int]
-
-
 class Batch(NamedTuple):
-    """The rows of B pairs one behind the other. What a device needs comes first."""
+    """The tree of the texts of B pairs. What a device needs comes first."""
 
     tokens: Tensor  # (1, T)
-    targets: Tensor  # (1, T)
     positions: Tensor  # (1, T)
-    places: Tensor  # (S,): where in the row the answers stand
-    answer: Tensor  # (S,): whose place it is, 2 x pair, + 1 for a rejected answer
+    targets: Targets  # (S,) answer tokens: chosen, then rejected, pair after pair
+    answer: Tensor  # (S,): whose token it is, 2 x pair, + 1 for a rejected answer
     lengths: Tensor  # (B,): tokens of each pair's own row
     tree: Tree
     pairs: int  # B
     padding: int  # tokens that belong to nobody
 
     def to(self, device) -> "Batch":
-        return Batch(*(part.to(device, non_blocking=True) for part in self[:6]), *self[6:])
+        def moved(part: Tensor) -> Tensor:
+            return part.to(device, non_blocking=True)
+
+        tokens, positions, targets, answer, lengths, *rest = self
+        return Batch(
+            moved(tokens), moved(positions), Targets(*map(moved, targets)), moved(answer), moved(lengths), *rest
+        )
 
 
-def make_row(prompt: Sequence[int], *answers: Sequence[int]) -> Row:
-    """The row of a prompt (at least one token) and its answers, each with its end-of-text: chosen, then rejected."""
-    *trunk, last = prompt
-    tokens, targets, branch = list(trunk), [IGNORE] * len(trunk), [TRUNK] * len(trunk)
-    positions = list(range(len(trunk)))
-    for number, answer in enumerate(answers, CHOSEN):
-        tokens += [last, *answer[:-1]]
-        targets += answer
-        positions += range(len(trunk), len(trunk) + len(answer))
-        branch += [number] * len(answer)
-    return Row(tokens, targets, positions, branch)
+def grow(texts: Sequence[Sequence[int]]) -> tuple[list[int], list[int], list[list[int]], Tree]:
+    """The tree of these texts: its tokens and their positions, for each text the place of each of its tokens, the pieces."""
+    tokens: list[int] = []
+    positions: list[int] = []
+    places: list[list[int]] = [[] for _ in texts]
+    sizes: list[int] = []
+    parents: list[int] = []
+    waiting = [(list(range(len(texts))), 0, -1)]  # texts that are alike before a depth, and the piece they hang from
+    while waiting:
+        group, depth, parent = waiting.pop()
+        common = os.path.commonprefix([texts[i][depth:] for i in group])
+        for i in group:
+            places[i] += range(len(tokens), len(tokens) + len(common))
+        piece = len(sizes)
+        sizes.append(len(common))
+        parents.append(parent)
+        tokens += common
+        positions += range(depth, depth + len(common))
+        depth += len(common)
+        parting: dict[int, list[int]] = {}
+        for i in group:
+            if len(texts[i]) > depth:
+                parting.setdefault(texts[i][depth], []).append(i)
+        waiting += [(some, depth, piece) for some in reversed(parting.values())]
+    return tokens, positions, places, Tree(tuple(sizes), tuple(parents))
 
 
-def collate(rows: Sequence[Row], multiple: int = 1) -> Batch:
-    """Rows to a batch, of a length that is a multiple of `multiple`: padding hangs from the root and has no targets."""
-    trunks = [[token for token, branch in zip(row.tokens, row.branch) if branch == TRUNK] for row in rows]
-    shared = len(os.path.commonprefix(trunks))
-    columns = [list(column[:shared]) for column in rows[0][:3]]
-    answer, sizes, parents = [-1] * shared, [shared], [-1]
-    for number, row in enumerate(rows):
-        for column, part in zip(columns, row):
-            column += part[shared:]
-        own = row.branch[shared:]
-        answer += [2 * number + branch - CHOSEN if branch else -1 for branch in own]
-        trunk = len(sizes)
-        sizes += [own.count(branch) for branch in (TRUNK, CHOSEN, REJECTED)]
-        parents += [0, trunk, trunk]
-    padding = -len(answer) % multiple
-    for column, filler in zip((*columns, answer), (0, IGNORE, 0, -1)):
-        column += [filler] * padding
-    tokens, targets, positions = torch.tensor(columns)[:, None]  # (1, T) each
-    of = torch.tensor(answer)
-    places = (of >= 0).nonzero()[:, 0]
-    tree = Tree((*sizes, padding), (*parents, 0))
-    lengths = torch.tensor([len(row.tokens) for row in rows])
-    return Batch(tokens, targets, positions, places, of[places], lengths, tree, len(rows), padding)
-
-
-def batch_of(pairs: Sequence[Ids], indices: Sequence[int], multiple: int = 1) -> Batch:
-    """The batch of the pairs `indices`."""
-    rows = [make_row(ids.prompt, *filter(None, (ids.chosen, ids.rejected))) for ids in map(pairs.__getitem__, indices)]
-    return collate(rows, multiple)
+def collate(pairs: Sequence[Ids], multiple: int = 1) -> Batch:
+    """The batch of these pairs, its length a multiple of `multiple`: padding hangs from the root and is never asked."""
+    answers = [(2 * number + side, ids.prompt, answer) for number, ids in enumerate(pairs)
+               for side, answer in enumerate((ids.chosen, ids.rejected)) if answer]  # fmt: skip
+    tokens, positions, places, tree = grow([prompt + answer[:-1] for _, prompt, answer in answers])
+    padding = -len(tokens) % multiple
+    if padding:
+        tree = Tree((*tree.sizes, padding), (*tree.parents, 0))
+    asked = [place for (_, prompt, _), line in zip(answers, places) for place in line[len(prompt) - 1 :]]
+    places_asked, of = torch.tensor(asked).unique(return_inverse=True)
+    targets = Targets(places_asked, of, torch.tensor([token for _, _, answer in answers for token in answer]))
+    owner = torch.tensor([number for number, _, answer in answers for _ in answer])
+    row = torch.tensor([tokens + [0] * padding, positions + [0] * padding])[:, None]  # (2, 1, T)
+    lengths = torch.tensor([ids.length for ids in pairs])
+    return Batch(row[0], row[1], targets, owner, lengths, tree, len(pairs), padding)
 
 
 def answer_sums(values: Tensor, batch: Batch) -> Tensor:

@@ -49,7 +49,7 @@ def add_gradients(
     """
     world = plan.way.world
     pairs, tokens = len(indices), int(examples.lengths[indices, 1].sum())
-    mine = micro_batches(indices, examples.row_lengths, plan.way.limit, world)
+    mine = micro_batches(indices, examples, plan.way.limit, world)
     found, largest = [], torch.zeros((), device=world.device)
     for number, some in enumerate(mine, 1):
         with accumulate(model, last=number == len(mine)):
@@ -70,7 +70,7 @@ def held_out_metrics(policy: nn.Module, examples: Examples, reference: Reference
     """The metrics of all `examples`, each pair once over all processes. The policy is put in eval mode."""
     policy.eval()
     found = []
-    for some in micro_batches(range(len(examples.ids)), examples.row_lengths, plan.way.limit, plan.way.world):
+    for some in micro_batches(range(len(examples.ids)), examples, plan.way.limit, plan.way.world):
         scores, batch = scores_of(policy, examples, reference, some or [0], plan)
         weight = torch.full_like(scores.chosen, float(bool(some)))
         found.append(sums(scores, plan.loss(scores), batch, weight, plan.loss))

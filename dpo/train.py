@@ -137,6 +137,8 @@ def train(job: Job, world: World) -> int:
     policy = policy.to(world.device)
     plan = Plan(loss, Way(Limit(settings["micro"], settings["tokens"]), settings["precision"], world))
     train_reference, held_out_reference = references(job, settings, plan.way)
+    if loss.needs_reference:
+        say(train_reference.described, world)
 
     optimizer = adamw(policy, flags.weight_decay)
     if found:

@@ -33,10 +33,13 @@ except ImportError:  # torch older than 2.10, or built without it
     varlen_attn = None
 
 
+TOGETHER = 128  # tokens: larger branches spend more on what their mask forbids than a call costs
+
+
 class Tree(NamedTuple):
     """The tokens of each piece, in the order of the row, and the piece that each hangs from.
 
-    The first piece is the root: it hangs from none (-1) and may be empty. What hangs from a piece follows it at once.
+    The first piece is the root: it hangs from none (-1). What hangs from a piece follows it at once. Pieces may be empty.
     """
 
     sizes: tuple[int, ...]
@@ -77,36 +80,44 @@ def looking(tree: Tree, device: torch.device, dtype: torch.dtype) -> Callable[..
 
 
 class Branch(NamedTuple):
-    """A piece that hangs from the root, with all below it: a span of the row."""
+    """Pieces that follow each other and are asked in one call: one piece alone, or one with all that hangs from it."""
 
-    size: int
-    mask: Tensor  # (size, root + size): by keys of the root, then its own
-
-
-def branches(tree: Tree, device: torch.device | str = "cpu") -> tuple[int, list[Branch]]:
-    """The tokens of the root, and the branches."""
-    root, found = tree.sizes[0], []
-    tops = [piece for piece, parent in enumerate(tree.parents) if parent == 0]
-    for first, after in zip(tops, [*tops[1:], len(tree.sizes)]):
-        parents = [parent and parent - first + 1 for parent in tree.parents[first:after]]
-        mask = may_look(Tree((root, *tree.sizes[first:after]), (-1, *parents)))[root:]
-        found.append(Branch(len(mask), mask.to(device)))
-    return root, found
+    size: int  # tokens
+    above: tuple[int, ...]  # the branches, each a piece alone, that all of them may look at as a whole
+    mask: Tensor  # (size, tokens above + size): by keys of those, then its own
 
 
-def by_branch(tree: tuple[int, list[Branch]], q: Tensor, k: Tensor, v: Tensor, dropout: float, scale: float) -> Tensor:
-    """A call for the root and one for each branch, each as long as it is, so that nothing is padded.
+def branches(tree: Tree, device: torch.device | str = "cpu") -> list[Branch]:
+    """The tree cut into calls: a piece with all that hangs from it where that is at most TOGETHER tokens, else alone."""
+    found: list[Branch] = []
+    place: dict[int, int] = {}  # of a piece that stands alone: its branch
+    piece, paths = 0, tree.paths
+    while piece < len(tree.sizes):
+        after = next((p for p in range(piece + 1, len(tree.sizes)) if piece not in paths[p]), len(tree.sizes))
+        if sum(tree.sizes[piece:after]) > TOGETHER:
+            after, place[piece] = piece + 1, len(found)
+        parents = [max(parent - piece, -1) for parent in tree.parents[piece:after]]
+        own = may_look(Tree(tree.sizes[piece:after], (-1, *parents[1:])))
+        above = [p for p in paths[piece][:-1] if tree.sizes[p]]
+        seen = torch.ones(len(own), sum(tree.sizes[p] for p in above), dtype=torch.bool)
+        if len(own) or piece in place:
+            found.append(Branch(len(own), tuple(place[p] for p in above), torch.cat([seen, own], dim=1).to(device)))
+        piece = after
+    return found
+
+
+def by_branch(branches: list[Branch], q: Tensor, k: Tensor, v: Tensor, dropout: float, scale: float) -> Tensor:
+    """A call for each branch, each as long as it is, so that nothing is padded.
 
     In float32 whatever the other products are: on CPU that is the faster of the two (tests/bench/LOG.md).
     """
-    root, parts = tree
-    one = partial(scaled_dot_product_attention, dropout_p=dropout, scale=scale)
     with torch.autocast(q.device.type, enabled=False):
-        sizes = [root, *(branch.size for branch in parts)]
-        (q0, *qs), (k0, *ks), (v0, *vs) = (part.float().split(sizes, dim=2) for part in (q, k, v))
-        found = [one(q0, k0, v0, is_causal=True)] if root else []
-        for branch, qi, ki, vi in zip(parts, qs, ks, vs):
-            found.append(one(qi, torch.cat([k0, ki], dim=2), torch.cat([v0, vi], dim=2), branch.mask))
+        qs, ks, vs = (part.float().split([branch.size for branch in branches], dim=2) for part in (q, k, v))
+        found = []
+        for i, (size, above, mask) in enumerate(branches):
+            if size:
+                keys, values = (torch.cat([part[j] for j in (*above, i)], dim=2) for part in (ks, vs))
+                found.append(scaled_dot_product_attention(qs[i], keys, values, mask, dropout, scale=scale))
         return torch.cat(found, dim=2).to(q.dtype)
 
 

@@ -14,8 +14,10 @@ the head, of the few rows that were looked up from the embedding. Autograd would
 through the whole backward pass, and copy it to add the second. Here the head leaves what its part is made of (Tied), and
 the embedding, whose turn comes last, makes the whole.
 
-Shapes: N places that have a target, C channels, V vocabulary.
+Shapes: N places that are asked, S tokens they are asked for, C channels, V vocabulary.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,8 +43,20 @@ def look_up(tokens: Tensor, weight: Tensor, tied: Tied) -> Tensor:
     return _LookUp.apply(tokens, weight, tied)
 
 
-def target_logps(x: Tensor, weight: Tensor, targets: Tensor, most: int = MOST, tied: Tied | None = None) -> Tensor:
-    """log softmax(x weight^T) at the targets, (N,) float32. x: (N, C). weight: (V, C). targets: (N,).
+class Targets(NamedTuple):
+    """The tokens whose log-probability is asked for. A place may be asked for several, where lines of text part."""
+
+    places: Tensor  # (N,): where in the batch, counted through all rows
+    of: Tensor  # (S,): for each token which of these places
+    tokens: Tensor  # (S,)
+
+
+def target_logps(
+    x: Tensor, weight: Tensor, tokens: Tensor, of: Tensor | None = None, most: int = MOST, tied: Tied | None = None
+) -> Tensor:
+    """log softmax(x weight^T) at the tokens, (S,) float32. x: (N, C). weight: (V, C). tokens: (S,).
+
+    of: (S,) the row of x that each token is asked of; default: one of each, in order.
 
     Products run in autocast's precision, or in x's own. most: bytes of logits above which they are computed again for the
     backward pass. tied: as given to `look_up`, which then makes the gradient of weight.
@@ -50,42 +64,45 @@ def target_logps(x: Tensor, weight: Tensor, targets: Tensor, most: int = MOST, t
     device = x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     with torch.autocast(device, enabled=False):
-        return _TargetLogps.apply(x, weight.detach() if tied else weight, targets, dtype, tied, most)
+        of = torch.arange(len(x), device=x.device) if of is None else of
+        return _TargetLogps.apply(x, weight.detach() if tied else weight, tokens, of, dtype, tied, most)
 
 
 class _TargetLogps(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx, x: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype, tied: Tied | None, most: int
-    ) -> Tensor:
+        ctx, x: Tensor, weight: Tensor, tokens: Tensor, of: Tensor, dtype: torch.dtype, tied: Tied | None, most: int
+    ):
         matrix = weight if weight.dtype is dtype else _centred(weight, dtype)
         ctx.at_once = max(1, most // (len(matrix) * dtype.itemsize))
         h, exact = x.to(dtype), torch.promote_types(dtype, torch.float32)
         normal = torch.empty(len(x), dtype=exact, device=x.device)
-        logps = torch.empty_like(normal)
+        picked = torch.zeros(len(tokens), dtype=exact, device=x.device)
         logits = None
         for part in _parts(len(x), ctx.at_once):
             logits = h[part] @ matrix.T
             for rows in _parts(len(logits), ROWS):
                 normal[part][rows] = torch.logsumexp(logits[rows].to(exact), dim=-1)
-            logps[part] = logits.gather(1, targets[part, None])[:, 0].to(exact) - normal[part]
-        ctx.save_for_backward(h, matrix, targets, normal, logits if len(x) <= ctx.at_once else None)
+            inside, row = _within(of, part)
+            picked += torch.where(inside, logits[row, tokens].to(exact), 0)
+        ctx.save_for_backward(h, matrix, tokens, of, normal, logits if len(x) <= ctx.at_once else None)
         ctx.dtypes, ctx.tied = (x.dtype, weight.dtype), tied
-        return logps
+        return picked - normal[of]
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor):
-        h, matrix, targets, normal, kept = ctx.saved_tensors
+        h, matrix, tokens, of, normal, kept = ctx.saved_tensors
+        # d(sum of gradient x log p) / d(logits) is gradient at the token, less p times the gradients of all its place's tokens
+        total = torch.zeros_like(normal).index_add_(0, of, gradient)
         dx = torch.empty(h.shape, dtype=ctx.dtypes[0], device=h.device)
         dw = None
         for part in _parts(len(h), ctx.at_once):
             logits = h[part] @ matrix.T if kept is None else kept
             for rows in _parts(len(logits), ROWS):
-                p = (logits[rows].to(normal.dtype) - normal[part][rows, None]).exp_()
-                p.mul_(-gradient[part][rows, None])
-                p.scatter_add_(1, targets[part][rows, None], gradient[part][rows, None])
-                logits[rows] = p  # d(sum of gradient x log p) / d(logits), in their place
+                p = (logits[rows].to(normal.dtype) - normal[part][rows, None]).exp_().mul_(-total[part][rows, None])
+                inside, row = _within(of, slice(part.start + rows.start, part.start + rows.stop))
+                logits[rows] = p.index_put_((row, tokens), gradient * inside, accumulate=True)
             dx[part] = logits @ matrix
             if ctx.tied and kept is not None:
                 ctx.tied.factors = logits, h
@@ -95,7 +112,7 @@ class _TargetLogps(torch.autograd.Function):
             ctx.tied.made, dw = dw, None
         elif ctx.needs_input_grad[1] and dw is None:  # no place has a target
             dw = torch.zeros_like(matrix, dtype=ctx.dtypes[1])
-        return dx, dw, None, None, None, None
+        return dx, dw, None, None, None, None, None
 
 
 class _LookUp(torch.autograd.Function):
@@ -137,6 +154,13 @@ def _centred(weight: Tensor, dtype: torch.dtype) -> Tensor:
     for rows in _parts(len(weight), COLUMNS):
         matrix[rows] = weight[rows] - mean
     return matrix
+
+
+def _within(of: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+    """Which tokens are asked of these rows, and of which of them; for the others of any. No GPU is waited for."""
+    row = of - rows.start
+    last = rows.stop - rows.start - 1
+    return (row >= 0) & (row <= last), row.clamp(0, last)
 
 
 def _parts(count: int, size: int) -> list[slice]:

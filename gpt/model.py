@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from gpt.head import Tied, look_up, target_logps
+from gpt.head import Targets, Tied, look_up, target_logps
 
 IGNORE = -100  # a target that is not scored; the value F.cross_entropy ignores by default
 
@@ -202,16 +202,15 @@ class GPT(nn.Module):
     def forward(
         self,
         tokens: Tensor,
-        targets: Tensor | None = None,
+        targets: Tensor | Targets | None = None,
         positions: Tensor | None = None,
         look: Look = None,
-        places: Tensor | None = None,
     ) -> Tensor:
         """Logits (B, T, V) of the next token; with `targets`, log p(target) (B, T) in float32, 0 where IGNORE.
 
         tokens, targets, positions: (B, T) integers; positions default to 0 .. T-1. look: which keys a query may look at;
-        default: those not later than itself. As booleans it is broadcast to (B, H, T, T), query by key. places: (N,) where
-        the targets stand that are not IGNORE, counted through all rows; who knows them saves a GPU from being waited for.
+        default: those not later than itself; as booleans it is broadcast to (B, H, T, T), query by key. To `targets` in the
+        form of Targets, which may ask one place for several tokens, the answer is (S,), one for each.
         """
         if positions is None:
             if tokens.shape[1] > self.config.n_positions:
@@ -221,13 +220,18 @@ class GPT(nn.Module):
             positions = torch.arange(tokens.shape[1], device=tokens.device)
         if targets is None:
             return self.lm_head(self.hidden(tokens, positions, look))
-        if places is None:
-            places = (targets.flatten() != IGNORE).nonzero()[:, 0]  # (N,)
+        if isinstance(targets, Targets):
+            return self._logps(tokens, targets, positions, look)
+        places = (targets.flatten() != IGNORE).nonzero()[:, 0]
+        asked = Targets(places, torch.arange(len(places), device=places.device), targets.flatten()[places])
+        logps = self._logps(tokens, asked, positions, look)
+        return torch.zeros(targets.numel(), device=logps.device).index_put((places,), logps).view_as(targets)
+
+    def _logps(self, tokens: Tensor, targets: Targets, positions: Tensor, look: Look) -> Tensor:
         matrix = self.lm_head.weight
         tied = Tied() if self.config.tie_word_embeddings and matrix.requires_grad else None
-        x = self.hidden(tokens, positions, look, wanted=places, tied=tied)  # (N, C)
-        logps = target_logps(x, matrix, targets.flatten()[places], tied=tied).float()
-        return torch.zeros(targets.numel(), device=x.device).index_put((places,), logps).view_as(targets)
+        x = self.hidden(tokens, positions, look, wanted=targets.places, tied=tied)  # (N, C)
+        return target_logps(x, matrix, targets.tokens, targets.of, tied=tied).float()
 
     def hidden(
         self,

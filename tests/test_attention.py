@@ -1,10 +1,11 @@
 """gpt/attention.py: the picture of its docstring, the mask against its definition, and each way against the mask."""
 
 import re
+from itertools import accumulate
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
@@ -128,8 +129,19 @@ def test_a_key_is_seen_if_its_piece_is_the_querys_own_or_one_above_it_and_it_is_
 # A call for each branch
 
 
-@given(trees(), st.sampled_from([D**-0.5, 1.0, 0.1]))
-def test_by_branch_gives_the_outputs_and_gradients_of_the_mask(tree, scale):
+@pytest.fixture(params=[1, 8, 128])
+def together(request, monkeypatch) -> int:
+    """The tokens that are asked in one call: a piece alone each time, or some with all below them, or everything."""
+    monkeypatch.setattr(module, "TOGETHER", request.param)
+    return request.param
+
+
+anyhow = settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])  # `together`
+
+
+@anyhow
+@given(tree=trees(), scale=st.sampled_from([D**-0.5, 1.0, 0.1]))
+def test_by_branch_gives_the_outputs_and_gradients_of_the_mask(together, tree, scale):
     parts = qkv(sum(tree.sizes))
     expected = by_definition(tree, parts, scale)
     parts = [part.float() for part in parts]
@@ -142,8 +154,9 @@ def test_by_branch_gives_the_outputs_and_gradients_of_the_mask(tree, scale):
     assert_same(found, dense, 1e-5)
 
 
-@given(trees())
-def test_by_branch_in_double_precision_differs_from_the_mask_by_nothing_that_float32_would_hide(tree):
+@anyhow
+@given(tree=trees())
+def test_by_branch_in_double_precision_differs_from_the_mask_by_nothing_that_float32_would_hide(together, tree):
     parts = qkv(sum(tree.sizes))
     expected = by_definition(tree, parts, 0.3)
     with pytest.MonkeyPatch.context() as patch:
@@ -152,17 +165,62 @@ def test_by_branch_in_double_precision_differs_from_the_mask_by_nothing_that_flo
     assert_same(found, expected, 1e-12)
 
 
-def test_the_branches_cover_the_row_behind_the_root_and_each_is_as_long_as_what_hangs_there():
-    _, tree = picture()
-    root, found = branches(tree)
-    assert root == 2 and [branch.size for branch in found] == [2, 4]
+@anyhow
+@given(tree=trees())
+def test_the_branches_cover_the_row_in_order_and_their_masks_are_the_mask(together, tree):
+    found = branches(tree)
+    ends = [0, *accumulate(branch.size for branch in found)]
+    spans = [range(first, after) for first, after in zip(ends, ends[1:])]
+    assert ends[-1] == sum(tree.sizes)  # one behind the other: each token is asked once
     mask = may_look(tree)
-    assert torch.equal(found[0].mask, mask[2:4, :4])
-    assert torch.equal(found[1].mask, mask[4:, [0, 1, 4, 5, 6, 7]])
+    for number, (size, above, own) in enumerate(found):
+        assert list(above) == sorted(set(above)) and all(other < number for other in above)
+        keys = [key for other in (*above, number) for key in spans[other]]
+        assert own.shape == (size, len(keys)) and own.dtype == torch.bool
+        rows = mask[spans[number].start : spans[number].stop]
+        assert torch.equal(own, rows[:, keys])
+        assert own.sum() == rows.sum()  # and what is no key of the branch is seen by none of it
+        assert own[:, : len(keys) - size].all()  # all of what is above
+
+
+@anyhow
+@given(tree=trees())
+def test_a_branch_is_a_piece_with_all_that_hangs_from_it_where_that_is_not_too_much_or_a_piece_alone(together, tree):
+    at = {start: piece for piece, (start, after) in enumerate(tree.spans) if start < after}
+    below = [[p for p, path in enumerate(tree.paths) if piece in path] for piece in range(len(tree.sizes))]
+    start = 0
+    for branch in branches(tree):
+        if branch.size:
+            path = tree.paths[at[start]]
+            # the topmost that is not too much is asked with all that hangs from it
+            whole = [sizes for sizes in (sum(tree.sizes[p] for p in below[top]) for top in path) if sizes <= together]
+            assert branch.size == (whole[0] if whole else tree.sizes[at[start]])
+        start += branch.size
+    assert together != 128 or len(branches(tree)) == 1  # nine pieces of at most four tokens
+
+
+@pytest.mark.parametrize(
+    "together, sizes", [(128, [8]), (8, [8]), (7, [2, 2, 4]), (4, [2, 2, 4]), (3, [2, 2, 1, 2, 1])]
+)
+def test_the_picture_is_asked_in_one_call_or_in_more(monkeypatch, together, sizes):
+    monkeypatch.setattr(module, "TOGETHER", together)
+    _, tree = picture()
+    found, mask = branches(tree), may_look(tree)
+    assert [branch.size for branch in found] == sizes
+    if len(sizes) == 1:
+        assert found[0].above == () and torch.equal(found[0].mask, mask)
+    elif len(sizes) == 3:
+        assert [branch.above for branch in found] == [(), (0,), (0,)]
+        assert torch.equal(found[1].mask, mask[2:4, :4])
+        assert torch.equal(found[2].mask, mask[4:, [0, 1, 4, 5, 6, 7]])
+    else:
+        assert [branch.above for branch in found] == [(), (0,), (0,), (0, 2), (0, 2)]
+        assert torch.equal(found[3].mask, mask[5:7, [0, 1, 4, 5, 6]])
+        assert torch.equal(found[4].mask, mask[7:, [0, 1, 4, 7]])
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-def test_bfloat16_goes_in_and_comes_out_but_what_is_computed_is_float32(autocast):
+def test_bfloat16_goes_in_and_comes_out_but_what_is_computed_is_float32(together, autocast):
     _, tree = picture()
     parts = qkv(8, dtype=torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
@@ -173,14 +231,14 @@ def test_bfloat16_goes_in_and_comes_out_but_what_is_computed_is_float32(autocast
     assert not torch.equal(y, in_bfloat16)
 
 
-def test_dropout_drops_what_is_looked_at_in_the_root_and_in_the_branches():
+def test_dropout_drops_what_is_looked_at_in_every_branch(together):
     _, tree = picture()
     parts = qkv(8, dtype=torch.float32)
     assert not by_branch(branches(tree), *parts, 1.0, 1.0).any()
     torch.manual_seed(0)
-    many = torch.stack([by_branch(branches(tree), *parts, 0.5, 1.0) for _ in range(4000)])
+    many = torch.stack([by_branch(branches(tree), *parts, 0.5, 1.0) for _ in range(1500)])
     mean = by_branch(branches(tree), *parts, 0.0, 1.0)
-    assert (many.mean(0) - mean).abs().max() < 6 * many.std(0).max() / 4000**0.5
+    assert (many.mean(0) - mean).abs().max() < 6 * many.std(0).max() / 1500**0.5
     assert (many.std(0).amax((0, 1, 3)) > 0.1).all()  # every place of the row
 
 
@@ -291,8 +349,9 @@ def test_on_a_gpu_the_kernel_itself_is_held_to_the_mask(number):
     assert looking(tree, cuda, torch.float32).func is by_branch
 
 
-@given(trees(), st.integers(0, 5))
-def test_padding_at_the_end_changes_nothing_before_it_and_is_finite(tree, padding):
+@anyhow
+@given(tree=trees(), padding=st.integers(0, 5))
+def test_padding_at_the_end_changes_nothing_before_it_and_is_finite(together, tree, padding):
     parts = qkv(sum(tree.sizes) + padding)
     padded = Tree((*tree.sizes, padding), (*tree.parents, 0))
     with_it = with_gradients(

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from dpo.rows import PADDING, Ids, batch_of, may_look
-from gpt.model import IGNORE, GPTConfig
+from dpo.rows import Ids
+from gpt.attention import Tree, may_look
+from gpt.model import GPTConfig
 from tests.bench.needed import allowed_looks, matmul_rate, needed_flops
 from tests.bench.systems import BETA, collated, loss_of_batch, summed
 from tests.bench.table import SYSTEMS
@@ -32,10 +33,10 @@ def test_needed_flops_are_those_counted_one_by_one_on_the_row(random_ids):
     config = GPTConfig(vocab_size=40, n_positions=64, n_embd=32, n_layer=2, n_head=4)
     L, d, V = config.n_layer, config.n_embd, config.vocab_size
     for ids in random_ids(20):
-        batch = batch_of([ids], [0])
-        tokens = int((batch.branch != PADDING).sum())
-        looks = int(may_look(batch.branch).sum())
-        targets = int((batch.targets != IGNORE).sum())
+        # the row of the design: a trunk, then both branches, each with a copy of the last prompt token
+        trunk, chosen, rejected = len(ids.prompt) - 1, len(ids.chosen), len(ids.rejected)
+        tree = Tree((trunk, chosen, rejected), (-1, 0, 0))
+        tokens, looks, targets = sum(tree.sizes), int(may_look(tree).sum()), chosen + rejected
         forward = 0
         for rows, inner, outer in ((tokens, d, 3 * d), (tokens, d, d), (tokens, d, 4 * d), (tokens, 4 * d, d)):
             forward += L * 2 * rows * inner * outer

@@ -58,7 +58,7 @@ def test_gradients_are_what_finite_differences_give():
     # logits that are kept serve one backward pass, and gradcheck wants several: kept ones are held by hand
     x, weight, targets, above = some(7)
     in_parts = (
-        (lambda x, weight: target_logps(x, weight, targets, 3 * V * 8)),
+        (lambda x, weight: target_logps(x, weight, targets, most=3 * V * 8)),
         (x.requires_grad_(), weight.requires_grad_()),
     )
     assert torch.autograd.gradcheck(*in_parts)
@@ -101,7 +101,7 @@ def test_logits_in_parts_give_the_values_and_gradients_of_all_at_once(N, at_once
     batch = some(N, seed)
     whole = with_gradients(target_logps, *batch)
     most = at_once * V * 8 + 3  # room for so many places, or for none: then they are taken one by one
-    assert_same(with_gradients(lambda *three: target_logps(*three, most), *batch), whole, 1e-12)
+    assert_same(with_gradients(lambda *three: target_logps(*three, most=most), *batch), whole, 1e-12)
 
 
 @pytest.mark.parametrize("most", [module.MOST, 7 * V * 4, 1])
@@ -117,7 +117,7 @@ def test_no_more_logits_are_held_than_were_allowed(most):
             return y
 
     with Watch():
-        logps = target_logps(x.requires_grad_(), weight.requires_grad_(), targets, most)
+        logps = target_logps(x.requires_grad_(), weight.requires_grad_(), targets, most=most)
         logps.sum().backward()
     assert max(seen) <= max(most, V * 4)
     # computed once and kept, or twice
@@ -130,7 +130,7 @@ def test_a_vocabulary_of_more_rows_than_are_converted_at_once():
     assert_same(with_gradients(target_logps, *batch), exact, 2e-6)
     for most in (module.MOST, 4 * (2 * COLUMNS + 5) * 2):
         with torch.autocast("cpu", torch.bfloat16):
-            found = with_gradients(lambda *three, most=most: target_logps(*three, most), *batch)
+            found = with_gradients(lambda *three, most=most: target_logps(*three, most=most), *batch)
         assert_same(found, exact, 0.02)
 
 
@@ -139,7 +139,7 @@ def test_a_vocabulary_of_more_rows_than_are_converted_at_once():
 
 @pytest.mark.parametrize("most", [module.MOST, 1])
 def test_no_place_gives_nothing_and_gradients_of_zero(most):
-    found = with_gradients(lambda *three: target_logps(*three, most), *some(0, dtype=torch.float32))
+    found = with_gradients(lambda *three: target_logps(*three, most=most), *some(0, dtype=torch.float32))
     assert [part.shape for part in found] == [(0,), (0, C), (V, C)]
     assert not found[2].any()
 
@@ -149,7 +149,7 @@ def test_a_frozen_matrix_gets_no_gradient_and_x_the_same(most):
     x, weight, targets, above = some(20)
     _, expected, _ = with_gradients(target_logps, x, weight, targets, above)
     x.requires_grad_()
-    target_logps(x, weight, targets, most).backward(above)
+    target_logps(x, weight, targets, most=most).backward(above)
     assert weight.grad is None
     assert_same([x.grad], [expected], 1e-12)
 
@@ -166,7 +166,7 @@ def test_without_gradients_nothing_is_kept():
 def test_a_second_backward_pass_is_right_or_refused(most):
     x, weight, targets, above = some(10)
     x.requires_grad_(), weight.requires_grad_()
-    logps = target_logps(x, weight, targets, most)
+    logps = target_logps(x, weight, targets, most=most)
     first = torch.autograd.grad(logps, (x, weight), above, retain_graph=True)
     if most == module.MOST:  # the logits have become their own gradient
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -205,6 +205,137 @@ def test_a_place_that_is_not_finite_leaves_the_log_probabilities_of_the_others()
     assert logps[3].isnan() and logps.isnan().sum() == 1
 
 
+# Several tokens of one place
+
+
+def repeated(N: int, S: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
+    """x (N, C), weight, S tokens, the gradient from above, and the row that each token is asked of, in any order."""
+    x, weight, _, _ = some(N, seed, dtype)
+    generator = torch.Generator().manual_seed(100 + seed)
+    tokens, of = (torch.randint(n, (S,), generator=generator) for n in (V, N))
+    return x, weight, tokens, torch.randn(S, generator=generator, dtype=torch.float64).to(dtype), of
+
+
+def by_softmax(of: Tensor):
+    """The plain formula: the log softmax of every row, and of it what was asked."""
+    return lambda x, weight, tokens: (x @ weight.T).log_softmax(-1)[of, tokens]
+
+
+def with_most(of: Tensor | None, most: int = module.MOST):
+    return lambda x, weight, tokens: target_logps(x, weight, tokens, of, most)
+
+
+@pytest.mark.parametrize("most", [module.MOST, 7 * V * 8, 1])
+@pytest.mark.parametrize("N, S", [(1, 1), (1, 9), (5, 3), (9, 40), (ROWS, 3 * ROWS), (3 * ROWS + 7, 5), (100, 150)])
+def test_a_place_may_be_asked_for_several_tokens_for_one_or_for_none(N, S, most):
+    *batch, of = repeated(N, S)
+    exact = with_gradients(by_softmax(of), *batch)
+    found = with_gradients(with_most(of, most), *batch)
+    assert found[0].shape == (S,) and found[1].shape == (N, C)
+    assert_same(found, exact, 1e-12)
+    asked = torch.zeros(N, dtype=torch.bool).index_fill(0, of, True)
+    assert not found[1][~asked].any() and found[1][asked].any(-1).all()
+    *batch, of = repeated(N, S, dtype=torch.float32)
+    found = with_gradients(with_most(of, most), *batch)
+    assert {part.dtype for part in found} == {torch.float32}
+    assert_same(found, exact, 2e-6)
+
+
+@given(st.data(), st.integers(1, 20), st.integers(0, 15), st.integers(0, 3))
+def test_whatever_is_asked_of_whom_and_in_whatever_parts_values_and_gradients_are_the_plain_formulas(
+    data, N, at_once, seed
+):
+    asked = data.draw(st.lists(st.tuples(st.integers(0, N - 1), st.integers(0, 2)), max_size=30))  # often the same
+    of, tokens = torch.tensor(asked, dtype=torch.long).view(-1, 2).T
+    x, weight, _, _ = some(N, seed)
+    batch = x, weight, tokens, torch.randn(len(of), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    found = with_gradients(with_most(of, at_once * V * 8 + 3), *batch)
+    assert_same(found, with_gradients(by_softmax(of), *batch), 1e-12)
+
+
+@pytest.mark.parametrize("rows", [2, 7, 1000])
+def test_gradients_of_tokens_that_share_a_place_are_what_finite_differences_give(monkeypatch, rows):
+    monkeypatch.setattr(module, "ROWS", rows)  # in parts of parts
+    x, weight, tokens, _, of = repeated(7, 12)
+    of[of == 1] = 2  # of place 1 nothing is asked
+    tokens[of == 2] = 5  # of place 2 the same token, more than once
+    assert of.unique().tolist() == [0, 2, 3, 4, 5, 6] and (of == 2).sum() > 2
+    in_parts = lambda x, weight: target_logps(x, weight, tokens, of, 3 * V * 8)  # noqa: E731
+    assert torch.autograd.gradcheck(in_parts, (x.requires_grad_(), weight.requires_grad_()))
+
+
+@pytest.mark.parametrize("most", [module.MOST, 7 * V * 8])
+def test_who_says_nothing_of_places_asks_one_token_of_each_in_order(most):
+    batch = some(20)
+    found = with_gradients(with_most(None, most), *batch)
+    for a, b in zip(found, with_gradients(with_most(torch.arange(20), most), *batch)):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("most", [module.MOST, 7 * V * 8])
+def test_a_place_asked_for_several_tokens_is_that_place_written_several_times(most):
+    x, weight, tokens, above, of = repeated(10, 40)
+    shared = with_gradients(with_most(of, most), x, weight, tokens, above)
+    logps, dx, dw = with_gradients(with_most(None, most), x[of], weight, tokens, above)
+    assert_same(shared, [logps, torch.zeros_like(x).index_add(0, of, dx), dw], 1e-12)
+
+
+@pytest.mark.parametrize("most", [module.MOST, 1])
+def test_of_places_that_nothing_is_asked_of_there_is_nothing_and_gradients_of_zero(most):
+    x, weight, _, _ = some(9, dtype=torch.float32)
+    nothing = torch.zeros(0, dtype=torch.long)
+    found = with_gradients(with_most(nothing, most), x, weight, nothing, torch.zeros(0))
+    assert [part.shape for part in found] == [(0,), (9, C), (V, C)]
+    assert not found[1].any() and not found[2].any()
+
+
+@pytest.mark.parametrize("most", [module.MOST, 7 * V * 8])
+def test_a_place_that_is_not_finite_leaves_what_is_asked_of_the_others(most):
+    x, weight, tokens, _, of = repeated(10, 40)
+    expected = target_logps(x, weight, tokens, of, most)
+    x[6] = torch.nan  # the last of a part
+    logps = target_logps(x, weight, tokens, of, most)
+    assert torch.equal(logps.isnan(), of == 6) and torch.equal(logps[of != 6], expected[of != 6])
+
+
+def test_several_tokens_of_one_place_cost_one_row_of_logits():
+    x, weight, tokens, _, of = repeated(10, 40, dtype=torch.float32)
+    seen = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            y = function(*args, **(kwargs or {}))
+            if function is torch.ops.aten.mm.default and y.shape[-1] == V:
+                seen.append(tuple(y.shape))
+            return y
+
+    with Watch():
+        target_logps(x.requires_grad_(), weight.requires_grad_(), tokens, of).sum().backward()
+    assert seen == [(10, V)]
+
+
+@pytest.mark.parametrize("most", [module.MOST, 7 * V * 8])
+@pytest.mark.parametrize("several", [False, True])
+def test_a_tied_matrix_gets_the_whole_gradient_from_who_looks_up(several, most):
+    x, weight, tokens, above, of = repeated(10, 40)
+    read = torch.randint(V, (2, 5), generator=torch.Generator().manual_seed(9))  # (B, T)
+    if not several:
+        tokens, above, of = tokens[:10], above[:10], torch.arange(10)
+    weight.requires_grad_()
+
+    def gradient(looked_up: Tensor, logps) -> Tensor:
+        y = logps(x + looked_up.flatten(0, 1))
+        return torch.autograd.grad(y, weight, above)[0]
+
+    tied = module.Tied()
+    found = gradient(
+        module.look_up(read, weight, tied),
+        lambda x: target_logps(x, weight, tokens, of if several else None, most, tied),
+    )
+    expected = gradient(weight[read], lambda x: by_softmax(of)(x, weight, tokens))
+    assert_same([found], [expected], 1e-12)
+
+
 # In bfloat16
 
 
@@ -229,7 +360,7 @@ def worst(found: Tensor, expected: Tensor) -> float:
 @pytest.mark.parametrize("most", [module.MOST, 30 * 400 * 2])
 def test_a_part_that_logits_have_in_common_costs_no_accuracy_in_bfloat16(most):
     def ours(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        return target_logps(x, weight, targets, most)
+        return target_logps(x, weight, targets, most=most)
 
     errors = {}
     for offset in (0.0, 80.0):

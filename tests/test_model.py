@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from gpt.head import Targets
 from gpt.model import GPT, IGNORE, SIZES, GPTConfig
 from gpt.weights import load_gpt
 
@@ -108,6 +109,11 @@ def test_the_head_runs_only_where_there_is_a_target():
         model(some_tokens(4, 20), targets)
     heads = [tuple(y.shape) for y in products.seen if ODD["vocab_size"] in y.shape]
     assert heads == [(int((targets != IGNORE).sum()), ODD["vocab_size"])]
+    several = several_targets()
+    with Products() as products:
+        model(some_tokens(4, 20), several)
+    heads = [tuple(y.shape) for y in products.seen if ODD["vocab_size"] in y.shape]
+    assert heads == [(8, ODD["vocab_size"])] and len(several.tokens) > 8  # once for each place
 
 
 def test_the_last_layer_does_only_keys_and_values_where_there_is_no_target():
@@ -123,11 +129,30 @@ def test_the_last_layer_does_only_keys_and_values_where_there_is_no_target():
 WEIGHTS = torch.randn(4, 20, generator=torch.Generator().manual_seed(5), dtype=torch.double)
 
 
-@pytest.mark.parametrize("places", [False, True])
-@pytest.mark.parametrize("dtype, tolerance", [(torch.double, 1e-6), (torch.float32, 2e-5)])
-@pytest.mark.parametrize("changes", [{}, dict(tie_word_embeddings=False), dict(n_layer=1), dict(n_layer=4, n_head=1)])
+SHAPES = pytest.mark.parametrize(
+    "changes", [{}, dict(tie_word_embeddings=False), dict(n_layer=1), dict(n_layer=4, n_head=1)]
+)
+PRECISIONS = pytest.mark.parametrize("dtype, tolerance", [(torch.double, 1e-6), (torch.float32, 2e-5)])
+
+
+def assert_same_gradients(found: GPT, expected: GPT, tolerance: float) -> None:
+    """Of every parameter, and there is one of each; to `tolerance` of the largest entry of all."""
+    of = dict(found.named_parameters())
+    assert ("lm_head.weight" in of) == (not found.config.tie_word_embeddings)
+    scale = max(float(p.grad.abs().max()) for p in expected.parameters())
+    for name, parameter in expected.named_parameters():
+        gradient = of[name].grad
+        assert gradient.layout == torch.strided and gradient.dtype == of[name].dtype
+        assert gradient.shape == parameter.shape
+        assert float((gradient.double() - parameter.grad).abs().max()) <= tolerance * scale, name
+        assert parameter.grad.any(), name
+
+
+@pytest.mark.parametrize("form", ["tensor", "Targets"])
+@PRECISIONS
+@SHAPES
 def test_log_probabilities_and_the_gradient_of_every_parameter_are_those_of_logits_everywhere(
-    changes, dtype, tolerance, places
+    changes, dtype, tolerance, form
 ):
     tokens, targets = some_tokens(4, 20), some_targets(4, 20)
     plain, fast = toy(**changes).double(), toy(**changes).to(dtype)
@@ -136,18 +161,54 @@ def test_log_probabilities_and_the_gradient_of_every_parameter_are_those_of_logi
         4, 20
     )
     (expected * WEIGHTS).sum().backward()
-    where = (targets.flatten() != IGNORE).nonzero()[:, 0] if places else None
-    found = fast(tokens, targets, places=where)
-    (found * WEIGHTS.float()).sum().backward()
+    weights = WEIGHTS.float()
+    if form == "Targets":  # (S,) instead of (B, T)
+        where = (targets.flatten() != IGNORE).nonzero()[:, 0]
+        targets = Targets(where, torch.arange(len(where)), targets.flatten()[where])
+        expected, weights = expected.flatten()[where], weights.flatten()[where]
+    found = fast(tokens, targets)
+    assert found.dtype == torch.float32
+    (found * weights).sum().backward()
     assert_close(found.double(), expected, tolerance)
-    of = dict(fast.named_parameters())
-    assert ("lm_head.weight" in of) == (not changes.get("tie_word_embeddings", True))
-    scale = max(float(p.grad.abs().max()) for p in plain.parameters())
-    for name, parameter in plain.named_parameters():
-        gradient = of[name].grad
-        assert gradient.layout == torch.strided and gradient.dtype == dtype and gradient.shape == parameter.shape
-        assert float((gradient.double() - parameter.grad).abs().max()) <= tolerance * scale, name
-        assert parameter.grad.any(), name
+    assert_same_gradients(fast, plain, tolerance)
+
+
+def several_targets() -> Targets:
+    """Of some places of (4, 20) one token, of others up to five, of which some are the same; in no order."""
+    generator = torch.Generator().manual_seed(6)
+    places = torch.tensor([3, 4, 19, 20, 41, 42, 77, 79])
+    of = torch.cat([torch.arange(8), torch.randint(5, (14,), generator=generator)])
+    of = of[torch.randperm(len(of), generator=generator)]
+    tokens = torch.randint(ODD["vocab_size"], of.shape, generator=generator)
+    tokens[of == 2] = 7
+    return Targets(places, of, tokens)
+
+
+@PRECISIONS
+@SHAPES
+def test_of_one_place_several_tokens_may_be_asked_and_each_has_its_log_probability_and_gradient(
+    changes, dtype, tolerance
+):
+    tokens, targets = some_tokens(4, 20), several_targets()
+    plain, fast = toy(**changes).double(), toy(**changes).to(dtype)
+    expected = plain(tokens).flatten(0, 1).log_softmax(-1)[targets.places[targets.of], targets.tokens]  # (S,)
+    weights = WEIGHTS.flatten()[: len(expected)]
+    (expected * weights).sum().backward()
+    found = fast(tokens, targets)
+    assert found.shape == targets.tokens.shape and found.dtype == torch.float32
+    (found * weights.float()).sum().backward()
+    assert_close(found.double(), expected, tolerance)
+    assert_same_gradients(fast, plain, tolerance)
+
+
+def test_targets_as_a_tensor_give_a_number_for_each_place_and_targets_as_a_list_one_for_each_token():
+    model, tokens, targets = toy(), some_tokens(4, 20), some_targets(4, 20)
+    where = (targets.flatten() != IGNORE).nonzero()[:, 0]
+    as_list = Targets(where, torch.arange(len(where)), targets.flatten()[where])
+    with torch.no_grad():
+        by_place, by_token = model(tokens, targets), model(tokens, as_list)
+    assert by_place.shape == (4, 20) and by_token.shape == where.shape
+    assert torch.equal(by_place.flatten()[where], by_token) and not by_place[targets == IGNORE].any()
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -9,13 +9,23 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data.pairs import Pair
+from dpo.examples import Examples, in_memory
 from dpo.forward import ANY
 from dpo.order import Limit, micro_batches, pairs_met, pairs_of_step, steps_in_epochs, steps_of
+from dpo.rows import Ids
 from gpt.parallel import World
 
 counts = st.integers(1, 60)
 batches = st.integers(1, 70)
 seeds = st.integers(0, 2**32)
+
+
+def pairs_of(lengths) -> Examples:
+    """Pairs whose rows have these lengths, all with one prompt, so that nothing but length orders them."""
+    ids = [Ids([7], [1] * int(n - 1), [1]) for n in lengths]
+    assert [one.length for one in ids] == list(lengths)
+    return in_memory([Pair("", "", "", row) for row in range(1, len(ids) + 1)], ids)
 
 
 def worlds(size: int) -> list[World]:
@@ -65,7 +75,7 @@ def test_a_pair_comes_early_as_often_as_late():
 def test_processes_share_a_step_without_loss_and_do_the_same_number_of_passes(lengths, size, micro, data):
     lengths = np.array(lengths)
     indices = data.draw(st.lists(st.integers(0, len(lengths) - 1), unique=True, min_size=1))
-    found = [micro_batches(indices, lengths, Limit(micro, ANY), world) for world in worlds(size)]
+    found = [micro_batches(indices, pairs_of(lengths), Limit(micro, ANY), world) for world in worlds(size)]
     assert Counter(i for process in found for some in process for i in some) == Counter(indices)
     assert len({len(process) for process in found}) == 1  # FSDP and DDP wait for each other's passes
     shares = [sum(map(len, process)) for process in found]
@@ -87,7 +97,7 @@ def test_processes_share_a_step_without_loss_and_do_the_same_number_of_passes(le
 def test_a_pass_takes_no_more_than_its_limit_and_as_much_as_it_may(lengths, size, most, tokens, data):
     lengths = np.array(lengths)
     indices = data.draw(st.lists(st.integers(0, len(lengths) - 1), unique=True, min_size=1))
-    found = [micro_batches(indices, lengths, Limit(most, tokens), world) for world in worlds(size)]
+    found = [micro_batches(indices, pairs_of(lengths), Limit(most, tokens), world) for world in worlds(size)]
     assert Counter(i for process in found for some in process for i in some) == Counter(indices)
     assert len({len(process) for process in found}) == 1
     shares = [sum(map(len, process)) for process in found]
@@ -118,7 +128,11 @@ def test_every_process_gets_short_and_long_pairs_alike(lengths, size):
     # the n-th pair of one process is never longer than the n+1-th of another
     lengths = np.array(lengths)
     shares = [
-        [lengths[some[0]] for some in micro_batches(list(range(len(lengths))), lengths, Limit(1, ANY), world) if some]
+        [
+            lengths[some[0]]
+            for some in micro_batches(list(range(len(lengths))), pairs_of(lengths), Limit(1, ANY), world)
+            if some
+        ]
         for world in worlds(size)
     ]
     for one in shares:
@@ -128,12 +142,12 @@ def test_every_process_gets_short_and_long_pairs_alike(lengths, size):
 
 def test_one_process_with_micro_batches_as_large_as_the_step_does_one_pass():
     lengths = np.array([5, 3, 9])
-    assert micro_batches([0, 1, 2], lengths, Limit(3, ANY), *worlds(1)) == [[1, 0, 2]]
-    assert micro_batches([0, 1, 2], lengths, Limit(99, ANY), *worlds(1)) == [[1, 0, 2]]
+    assert micro_batches([0, 1, 2], pairs_of(lengths), Limit(3, ANY), *worlds(1)) == [[1, 0, 2]]
+    assert micro_batches([0, 1, 2], pairs_of(lengths), Limit(99, ANY), *worlds(1)) == [[1, 0, 2]]
 
 
 def test_a_step_without_pairs_has_no_micro_batches():
-    assert [micro_batches([], np.array([5]), Limit(2, ANY), world) for world in worlds(3)] == [[], [], []]
+    assert [micro_batches([], pairs_of([5]), Limit(2, ANY), world) for world in worlds(3)] == [[], [], []]
 
 
 @pytest.mark.parametrize(
@@ -142,7 +156,7 @@ def test_a_step_without_pairs_has_no_micro_batches():
 def test_the_picture_of_the_docstring(indices, shares):
     lengths = {6: 2, 1: 3, 3: 4, 0: 5, 5: 2, 2: 3, 4: 4}  # so that the first step is sorted 6 1 3 0, the second 5 2 4
     lengths = np.array([lengths[i] for i in range(7)])
-    assert [micro_batches(indices, lengths, Limit(1, ANY), world) for world in worlds(2)] == shares
+    assert [micro_batches(indices, pairs_of(lengths), Limit(1, ANY), world) for world in worlds(2)] == shares
     assert [len(pairs_of_step(step, 7, 4, 0)) for step in (1, 2, 3, 4)] == [4, 3, 4, 3]
 
 
@@ -160,3 +174,14 @@ def test_steps_asked_for_in_a_row_are_those_asked_for_one_by_one_and_the_shuffle
 
 def test_no_steps_are_none():
     assert list(steps_of(5, 4, 10, 2, 0)) == []  # a run that is finished
+
+
+@given(st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=6), min_size=1, max_size=20), st.integers(1, 3))
+def test_prompts_that_begin_alike_are_asked_together(prompts, size):
+    ids = [Ids(prompt, [1], [2]) for prompt in prompts]
+    examples = in_memory([Pair("", "", "", row) for row in range(1, len(ids) + 1)], ids)
+    for world in worlds(size):
+        asked = [
+            prompts[i] for some in micro_batches(list(range(len(ids))), examples, Limit(3, ANY), world) for i in some
+        ]
+        assert asked == sorted(asked)

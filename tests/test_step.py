@@ -335,7 +335,7 @@ def test_two_processes_hold_the_gradient_and_the_metrics_that_one_has(make_gpt, 
     gradient, line = step(make_gpt(1), make_gpt(2), ids, indices, plan_of(spec, len(indices)))
     for gradients, lines, _ in two_processes:
         assert close(gradients[number], gradient, 1e-5)
-        assert lines[number] == pytest.approx(line, rel=1e-5, abs=1e-6)
+        assert lines[number] == pytest.approx(line, rel=1e-5, abs=3e-5)  # rewards are differences of sums near -100
     assert all(
         torch.equal(value, two_processes[1][0][number][name]) for name, value in two_processes[0][0][number].items()
     )
@@ -346,13 +346,11 @@ def test_some_of_these_steps_leave_a_process_without_a_pair(random_ids):
     empty = Counter(
         not some
         for _, indices, micro in CASES
-        for some in micro_batches(indices, examples_of(ids).row_lengths, Limit(micro, ANY), World(1, 2, ALONE.device))
+        for some in micro_batches(indices, examples_of(ids), Limit(micro, ANY), World(1, 2, ALONE.device))
     )
     assert empty[True] >= 2
     # so do the reference and the evaluation
-    assert (
-        micro_batches(list(range(5)), examples_of(ids).row_lengths, Limit(1, ANY), World(1, 2, ALONE.device))[-1] == []
-    )
+    assert micro_batches(list(range(5)), examples_of(ids), Limit(1, ANY), World(1, 2, ALONE.device))[-1] == []
 
 
 def test_two_processes_know_the_same_reference_and_held_out_metrics_as_one(make_gpt, random_ids, two_processes):

@@ -3,12 +3,12 @@
     python tests/bench/table.py --pairs FILE --turns 2
 
 Each system and turn is a process of its own. They take turns, in reversed order every other turn, so that a machine that
-grows slower with time slows all alike; the rate of matrix products is measured between them.
+grows slower with time slows all alike; the rate of matrix products is measured before and after each process.
 
     pairs/s         pairs over the seconds of the reference pass and all steps, from nothing kept: one pass. Median of turns
     peak            the most that the process held, its libraries included; the most of all turns
-    of matmul rate  what the pairs need (tests/bench/needed.py) a second, over the best rate that F.linear reached in this
-                    run. The best, so that a machine that was busy while it was measured flatters nobody
+    of matmul rate  what the pairs need (tests/bench/needed.py) a second, over the best rate that F.linear reached before
+                    or after that very process. Median of turns. The best, so that a busy moment flatters nobody
     held-out loss   of the start and of what the first turn trained, by one judge for all (tests/bench/judge.py)
 
 What is the same for all, and what differs, stands in tests/bench/systems.py and tests/bench/peer.py.
@@ -70,7 +70,7 @@ def compare(flags: Flags, names: list[str], folder: Path) -> int:
     except Failed as why:
         if flags.device != "cuda" or "--device" not in str(why):
             raise UserError(str(why).removeprefix("error: ")) from None
-        print(f"{why}\n{rows(names, {}, {}, 0, 0)}")
+        print(f"{why}\n{rows(names, {}, {}, 0)}")
         Path(flags.out).write_text("[]\n")
         return 0
     facts = read(folder / "facts.json")
@@ -78,7 +78,7 @@ def compare(flags: Flags, names: list[str], folder: Path) -> int:
     found: dict[str, list[dict]] = {name: [] for name in names}
     rates, failed, before = [measured_rate(folder, flags.device)], set(), 0.0
     for turn in range(flags.turns):
-        for place, name in enumerate(names if turn % 2 == 0 else names[::-1]):
+        for name in names if turn % 2 == 0 else names[::-1]:
             if name in failed:
                 continue
             out = folder / f"{name} {turn}".replace(" ", "-")
@@ -89,15 +89,16 @@ def compare(flags: Flags, names: list[str], folder: Path) -> int:
                 failed.add(name)
                 continue
             found[name].append(took)
+            rates.append(measured_rate(folder, flags.device))
+            best = max(rate["flops_per_second"] for rate in rates[-2:])
+            took["fraction"] = took["pairs_per_second"] * facts["flops_per_pair"] / best
             rmtree(out / "checkpoints", ignore_errors=True)
             if turn:
                 rmtree(out)
             line = f"turn {turn + 1}  {name:21}{took['pairs_per_second']:8.2f} pairs/s"
-            print(f"{line}, {took['peak_bytes'] / 2**30:.2f} GiB, had {took['cores']:.2f} cores", flush=True)
-            if place % 2:
-                rates.append(measured_rate(folder, flags.device))
-    rates.append(measured_rate(folder, flags.device))
-    losses, best = {}, max(rate["flops_per_second"] for rate in rates)
+            shown = f"{took['peak_bytes'] / 2**30:.2f} GiB, {took['fraction']:.1%}, had {took['cores']:.2f} cores"
+            print(f"{line}, {shown}", flush=True)
+    losses = {}
     done = [name for name in names if found[name]]
     if flags.held_out and done:
         models = [folder / f"{name} 0".replace(" ", "-") for name in done]
@@ -105,9 +106,9 @@ def compare(flags: Flags, names: list[str], folder: Path) -> int:
              out=folder / "losses.json", device=flags.device)  # fmt: skip
         before, *after = read(folder / "losses.json")
         losses = dict(zip(done, after))
-    print("\n" + rows(names, found, losses, before, facts["flops_per_pair"] / best))
+    print("\n" + rows(names, found, losses, before))
     print("\n" + machine(rates))
-    write(flags.out, done, found, facts["flops_per_pair"] / best)
+    write(flags.out, done, found)
     return 1 if failed else 0
 
 
@@ -128,8 +129,8 @@ def measured_rate(folder: Path, device: str) -> dict:
     return read(folder / "rate.json")
 
 
-def rows(names: list[str], found: dict, losses: dict, before: float, seconds_needed: float) -> str:
-    """The table. seconds_needed: of a pair, at the matmul rate."""
+def rows(names: list[str], found: dict, losses: dict, before: float) -> str:
+    """The table."""
     lines = ["| system | pairs/s | ours is | peak | of matmul rate | held-out loss |", "|---|---|---|---|---|---|"]
     speed = {name: median(took["pairs_per_second"] for took in found[name]) for name in names if found.get(name)}
     for name in names:
@@ -139,7 +140,7 @@ def rows(names: list[str], found: dict, losses: dict, before: float, seconds_nee
         times = f"{speed['ours'] / speed[name]:.2f} x" if "ours" in speed else ""
         peak = max(took["peak_bytes"] for took in found[name]) / 2**30
         loss = f"{before:.4f} to {losses[name]:.4f}" if name in losses else ""
-        share, each = speed[name] * seconds_needed, [took["pairs_per_second"] for took in found[name]]
+        share, each = fraction(found[name]), [took["pairs_per_second"] for took in found[name]]
         spread = f" ({min(each):.2f} to {max(each):.2f})" if len(each) > 1 else ""
         lines.append(f"| {name} | {speed[name]:.2f}{spread} | {times} | {peak:.2f} GiB | {share:.1%} | {loss} |")
     return "\n".join(lines)
@@ -150,11 +151,16 @@ def machine(rates: list[dict]) -> str:
     speeds, facts = [rate["flops_per_second"] / 1e9 for rate in rates], rates[0]
     return (
         f"{facts['processor']}, {facts['threads']} threads, torch {facts['torch']}; {facts['dtype']} F.linear, GFLOP/s of "
-        f"{len(speeds)} times: min {min(speeds):.0f}, median {median(speeds):.0f}, max {max(speeds):.0f} (the max is used)"
+        f"{len(speeds)} times: min {min(speeds):.0f}, median {median(speeds):.0f}, max {max(speeds):.0f}"
     )
 
 
-def write(path: str, names: list[str], found: dict, seconds_needed: float) -> None:
+def fraction(turns: list[dict]) -> float:
+    """Of the matmul rate around them."""
+    return median(took["fraction"] for took in turns)
+
+
+def write(path: str, names: list[str], found: dict) -> None:
     """The figures, for other programs."""
     figures = []
     for name in names:
@@ -164,7 +170,7 @@ def write(path: str, names: list[str], found: dict, seconds_needed: float) -> No
                 "system": name,
                 "pairs_per_second": speed,
                 "peak_bytes": max(took["peak_bytes"] for took in found[name]),
-                "fraction_of_matmul_rate": speed * seconds_needed,
+                "fraction_of_matmul_rate": fraction(found[name]),
             }
         )
     Path(path).write_text(json.dumps(figures, indent=2) + "\n")
