@@ -7,7 +7,7 @@ The two texts of a pair, prompt and answer, begin with the same prompt:
     tokens     10 11 12 | 20 21 | 30           the last token of a text is asked for, but never read
     positions   0  1  2 |  3  4 |  3
     asked             2    3  4 |                of place 2 comes 20, of 3 comes 21, of 4 comes 0: chosen
-                      2           5              of place 2 comes 30, of 5 comes 0: rejected
+                      2            5             of place 2 comes 30, of 5 comes 0: rejected
     may look:  key is not later, and in the query's own piece or one above it (gpt/attention.py)
 
 That is P + (C - 1) + (R - 1) tokens where two rows of their own would be 2P + C + R - 2, and each answer has exactly the
@@ -56,7 +56,7 @@ class Batch(NamedTuple):
     positions: Tensor  # (1, T)
     targets: Targets  # (S,) answer tokens: chosen, then rejected, pair after pair
     answer: Tensor  # (S,): whose token it is, 2 x pair, + 1 for a rejected answer
-    lengths: Tensor  # (B,): tokens of each pair's own row
+    lengths: Tensor  # (B,): places of each pair's own row, see Ids.length
     tree: Tree
     pairs: int  # B
     padding: int  # tokens that belong to nobody

@@ -80,8 +80,13 @@ class RunFolder:
     def held_out_change(self) -> str:
         """'loss 1.025 to 0.373, accuracy ...' from the first evaluation to the last; "" where there was none."""
         lines = self.held_out_metrics()
-        names = [short for short, long in SHOWN.items() if lines and long in lines[-1]]
-        return ", ".join(f"{name} {lines[0][SHOWN[name]]:.4g} to {lines[-1][SHOWN[name]]:.4g}" for name in names)
+        names = [name for name in SHOWN.values() if lines and name in lines[-1]]
+        short = {long: short for short, long in SHOWN.items()}
+
+        def shown(line: dict, name: str) -> str:
+            return f"{round(line[name], 6):.4g}"  # a margin of 1e-9 is rounding
+
+        return ", ".join(f"{short[name]} {shown(lines[0], name)} to {shown(lines[-1], name)}" for name in names)
 
     def cut_metrics(self, step: int) -> None:
         """Forget what was logged after `step`, so that a resumed run has every step once."""

@@ -96,8 +96,8 @@ def branches(tree: Tree, device: torch.device | str = "cpu") -> list[Branch]:
         after = next((p for p in range(piece + 1, len(tree.sizes)) if piece not in paths[p]), len(tree.sizes))
         if sum(tree.sizes[piece:after]) > TOGETHER:
             after, place[piece] = piece + 1, len(found)
-        parents = [max(parent - piece, -1) for parent in tree.parents[piece:after]]
-        own = may_look(Tree(tree.sizes[piece:after], (-1, *parents[1:])))
+        parents = (-1, *(parent - piece for parent in tree.parents[piece + 1 : after]))
+        own = may_look(Tree(tree.sizes[piece:after], parents))
         above = [p for p in paths[piece][:-1] if tree.sizes[p]]
         seen = torch.ones(len(own), sum(tree.sizes[p] for p in above), dtype=torch.bool)
         if len(own) or piece in place:

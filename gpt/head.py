@@ -102,7 +102,7 @@ class _TargetLogps(torch.autograd.Function):
             for rows in _parts(len(logits), ROWS):
                 p = (logits[rows].to(normal.dtype) - normal[part][rows, None]).exp_().mul_(-total[part][rows, None])
                 inside, row = _within(of, slice(part.start + rows.start, part.start + rows.stop))
-                logits[rows] = p.index_put_((row, tokens), gradient * inside, accumulate=True)
+                logits[rows] = p.index_put_((row, tokens), torch.where(inside, gradient, 0), accumulate=True)
             dx[part] = logits @ matrix
             if ctx.tied and kept is not None:
                 ctx.tied.factors = logits, h
