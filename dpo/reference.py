@@ -86,7 +86,7 @@ def reference_logps(model: nn.Module, examples: Examples, wanted: Sequence[int],
         mine = cut(missing, examples, way.limit, world)
         model.eval()
         if way.precision == "bf16":  # the same bits; in float32 another library would round otherwise
-            model = packed(model, torch.bfloat16, leave=model.lm_head)  # with targets the head uses the matrix itself
+            model = packed(model, torch.bfloat16)
         for rows in tqdm(mine, desc="reference", unit="batch", disable=not world.is_main, leave=False):
             logps, _ = ask(model, examples.ids, rows, way)
             places = torch.cat([torch.arange(starts[i], starts[i + 1]) for i in rows])

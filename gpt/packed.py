@@ -17,31 +17,32 @@ from torch import Tensor, nn
 
 
 class PackedLinear(nn.Module):
-    """y = x W^T + b, with W in oneDNN's order."""
+    """y = x W^T + b, with W in oneDNN's order. weight: W itself, where it is kept beside."""
 
-    def __init__(self, linear: nn.Linear, dtype: torch.dtype):
+    def __init__(self, linear: nn.Linear, dtype: torch.dtype, keep: bool):
         super().__init__()
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().to(dtype))
+        self.weight = linear.weight if keep else None
+        self.ordered = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().to(dtype))
         bias = linear.bias
         self.bias = bias if bias is None or bias.dtype is dtype else bias.detach().to(dtype)
         self.dtype = dtype
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), self.weight, self.bias, "none", [], "")
+        return torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), self.ordered, self.bias, "none", [], "")
 
 
-def packed(model: nn.Module, dtype: torch.dtype | None = None, leave: nn.Module | None = None) -> nn.Module:
+def packed(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     """A twin of `model` in eval mode, whose linear layers are packed where that helps. Packing a twin costs nothing more.
 
-    dtype: what its products run in, as under autocast and bit for bit the same; default: the model's own. leave: a layer
-    that stays as it is.
+    dtype: what its products run in, as under autocast and bit for bit the same; default: the model's own.
     """
     first = next(model.parameters())
     # autocast would hand bfloat16 to float32 matrices
     own = dtype is None and not torch.is_autocast_enabled("cpu")
     wanted = first.dtype if dtype is None else dtype
     pack = first.device.type == "cpu" and (own or dtype is not None) and _available(wanted)
-    return _twin(model, wanted if pack else None, leave)
+    # with targets the head uses its matrix itself (gpt/head.py), which where it is tied is there anyway
+    return _twin(model, wanted if pack else None, getattr(model, "lm_head", None))
 
 
 def _available(dtype: torch.dtype) -> bool:
@@ -55,10 +56,10 @@ def _available(dtype: torch.dtype) -> bool:
     )
 
 
-def _twin(module: nn.Module, dtype: torch.dtype | None, leave: nn.Module | None) -> nn.Module:
-    if dtype and type(module) is nn.Linear and module is not leave:
-        return PackedLinear(module, dtype)
+def _twin(module: nn.Module, dtype: torch.dtype | None, head: nn.Module | None) -> nn.Module:
+    if dtype and type(module) is nn.Linear:
+        return PackedLinear(module, dtype, keep=module is head)
     twin = copy.copy(module)
     twin.training = False
-    twin._modules = {name: child and _twin(child, dtype, leave) for name, child in module._modules.items()}
+    twin._modules = {name: child and _twin(child, dtype, head) for name, child in module._modules.items()}
     return twin
