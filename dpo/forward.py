@@ -44,8 +44,8 @@ def ask(model: nn.Module, pairs: Sequence[Ids], rows: Sequence[int], way: Way) -
 def fitting(config: GPTConfig, device: torch.device, reserved: int = 0, micro: int = 0) -> Limit:
     """What a forward pass with its backward may take: `micro` pairs, or (0) what fits half of the device's free memory.
 
-    reserved: bytes that other things, not there yet, will take. On CPU no more than 2,048 tokens: beyond that nothing
-    gets faster (tests/bench/LOG.md).
+    reserved: bytes that other things, not there yet, will take. On CPU no more than 2,048 tokens: products of that
+    many rows are as fast as they get.
     """
     if micro:
         return Limit(micro, ANY)
@@ -53,7 +53,7 @@ def fitting(config: GPTConfig, device: torch.device, reserved: int = 0, micro: i
         free, most = torch.cuda.mem_get_info(device)[0], 32768
     else:
         free, most = _free_memory() // processes_here(), 2048
-    # floats a token: 34 C in each layer (measured: tests/bench/LOG.md) and, as if all were answers, its logits
+    # floats a token, counted, not measured: 34 C in each layer and, as if all were answers, its logits
     each = 4 * (34 * config.n_embd * config.n_layer + config.vocab_size)
     return Limit(ANY, max(1, min((free - reserved) // 2 // each, most)))
 
