@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
+from functools import cached_property
 
 import numpy as np
 
@@ -43,7 +44,7 @@ class Examples:
         self.ids: Sequence[Ids] = Lazy(index, store.ids)
         self.pairs: Sequence[Pair] = Lazy(index, store.pair)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of all lengths and tokens, in order: what the training depends on."""
         digest = hashlib.sha256(self.lengths.astype("<i4").tobytes())
