@@ -26,7 +26,7 @@ from torch.nn.functional import embedding
 
 MOST = 512 * 2**20  # bytes of logits that are held at once
 ROWS = 64  # places whose softmax is taken at once: in float32 they fit a processor's cache
-COLUMNS = 8192  # rows of the matrix that are converted, or whose gradient is made, at once
+COLUMNS = 1024  # rows of the matrix that are converted, or whose gradient is made, at once: they too
 SAMPLED = 64  # one row in so many is asked for the mean
 
 

@@ -14,7 +14,7 @@ from gpt.attention import Tree, may_look
 from gpt.model import GPTConfig
 from tests.bench.needed import allowed_looks, matmul_rate, needed_flops
 from tests.bench.systems import BETA, collated, loss_of_batch, summed
-from tests.bench.table import SYSTEMS
+from tests.bench.table import SYSTEMS, Run, ahead, order
 
 ROOT = Path(__file__).resolve().parents[1]
 KEYS = ["system", "pairs_per_second", "peak_bytes", "fraction_of_matmul_rate"]
@@ -80,7 +80,7 @@ def held_out(done: subprocess.CompletedProcess) -> dict[str, list[float]]:
     return {row[0]: [float(loss) for loss in row[-1].split(" to ")] for row in cells if row[0] in SYSTEMS and row[-1]}
 
 
-TINY = ["--size", "tiny", "--turns", "1", "--lr", "1e-3", "--held-out", "8", "--batch", "4", "--device", "cpu"]
+TINY = ["--size", "tiny", "--lr", "1e-3", "--held-out", "8", "--batch", "4", "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +129,19 @@ def test_trl_ends_at_the_held_out_loss_of_the_seeds_loop(tmp_path):
     assert losses["ours"][1] == pytest.approx(losses["seed fp32"][1], abs=2e-4)
     for name in ("seed bf16", "trl bf16", "trl bf16 precomputed"):  # bf16 rounds; a wrong order or rate would show
         assert losses[name][1] == pytest.approx(losses["seed fp32"][1], abs=3e-3)
+
+
+def test_ours_runs_before_and_after_each_of_the_others():
+    assert order(["ours", "a", "b"], 1) == ["ours", "a", "ours", "b", "ours"]
+    assert order(["b", "ours", "a"], 2) == ["ours", "b", "ours", "a", "ours", "a", "ours", "b", "ours"]
+    assert order(["ours"], 3) == ["ours"] * 3 and order(["a", "b"], 2) == ["a", "b", "b", "a"]
+
+
+def test_a_machine_that_slows_down_slows_both_sides_of_a_ratio():
+    speeds = [8.0, 1.75, 6.0, 1.25, 4.0]  # ours loses 1 with each process, and is always 4 times as fast
+    runs = [Run(name, speed, 0, 0, Path()) for name, speed in zip(order(["ours", "a", "b"], 1), speeds)]
+    assert ahead("a", runs) == ahead("b", runs) == [4.0] and ahead("ours", runs) == []
+    assert ahead("a", runs[:2]) == [8 / 1.75] and ahead("a", runs[1:2]) == []  # a run beside it failed
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

@@ -32,7 +32,7 @@ from tests.bench.systems import SEED
 
 HELD_OUT = 0.1  # the fraction of the prompts, by hash, that the held-out pairs are taken from
 
-STEPS = {"cpu": 10, "cuda": 100, "mps": 10}  # enough for a steady rate, few enough for the slowest system
+STEPS = {"cpu": 20, "cuda": 100, "mps": 10}  # enough for a steady rate, few enough for the slowest system
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,16 @@
 """Ours beside the seed's loop and TRL: speed, memory, and the proof that the work was the same. `./launch.sh bench`.
 
-    python tests/bench/table.py --pairs FILE --turns 2
+    python tests/bench/table.py --pairs FILE
 
-Each system and turn is a process of its own. They take turns, in reversed order every other turn, so that a machine that
-grows slower with time slows all alike; the rate of matrix products is measured before and after each process.
+Each run is a process of its own, and ours runs before and after each of the others, so that a machine which grows slower
+or faster with time does so for both; the rate of matrix products is measured before and after each process.
 
-    pairs/s         pairs over the seconds of the reference pass and all steps, from nothing kept: one pass. Median of turns
-    peak            the most that the process held, its libraries included; the most of all turns
+    pairs/s         pairs over the seconds of the reference pass and all steps, from nothing kept: one pass. Median of runs
+    ours is         the mean of the runs of ours before and after, over the run itself. Median of runs
+    peak            the most that the process held, its libraries included; the most of all runs
     of matmul rate  what the pairs need (tests/bench/needed.py) a second, over the best rate that F.linear reached before
-                    or after that very process. Median of turns. The best, so that a busy moment flatters nobody
-    held-out loss   of the start and of what the first turn trained, by one judge for all (tests/bench/judge.py)
+                    or after that very process. Median of runs. The best, so that a busy moment flatters nobody
+    held-out loss   of the start and of what the first run trained, by one judge for all (tests/bench/judge.py)
 
 What is the same for all, and what differs, stands in tests/bench/systems.py and tests/bench/peer.py.
 """
@@ -21,7 +22,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import rmtree
-from statistics import median
+from statistics import fmean, median
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -32,6 +34,16 @@ SYSTEMS = ("ours", "seed fp32", "seed bf16", "trl bf16", "trl bf16 precomputed")
 INSTALL = "trl is not installed; pip install -c constraints.txt -e '.[peers]'"
 
 
+class Run(NamedTuple):
+    """One process, measured."""
+
+    system: str
+    speed: float  # pairs a second
+    peak: int  # bytes
+    fraction: float  # of the matmul rate around it
+    out: Path  # of the first run of a system: what it trained
+
+
 @dataclass(frozen=True)
 class Flags:
     """Measure ours, the seed's loop and TRL in one run, from the same weights on the same pairs."""
@@ -40,8 +52,8 @@ class Flags:
     pairs: str = flag("", "file of pairs; empty: the real rows where ../shared has them, else the embedded set")
     systems: str = flag(",".join(SYSTEMS), "which, with commas between")
     batch: int = flag(8, "pairs a step")
-    steps: int = flag(0, "steps of a run; 0: 10, on CUDA 100")
-    turns: int = flag(2, "how often each system runs")
+    steps: int = flag(0, "steps of a run; 0: 20, on CUDA 100")
+    turns: int = flag(1, "how often each of the others runs, between two runs of ours")
     lr: float = flag(1e-5, "rate at the start; half a cosine down to 0")
     held_out: int = flag(32, "pairs for the held-out loss; 0: none")
     device: str = flag("auto", "auto is cuda where there is one, else cpu", choices=("auto", "cpu", "cuda"))
@@ -70,46 +82,50 @@ def compare(flags: Flags, names: list[str], folder: Path) -> int:
     except Failed as why:
         if flags.device != "cuda" or "--device" not in str(why):
             raise UserError(str(why).removeprefix("error: ")) from None
-        print(f"{why}\n{rows(names, {}, {}, 0)}")
+        print(f"{why}\n{rows(names, [], {}, 0)}")
         Path(flags.out).write_text("[]\n")
         return 0
     facts = read(folder / "facts.json")
     print(described(flags, facts, pairs), flush=True)
-    found: dict[str, list[dict]] = {name: [] for name in names}
-    rates, failed, before = [measured_rate(folder, flags.device)], set(), 0.0
-    for turn in range(flags.turns):
-        for name in names if turn % 2 == 0 else names[::-1]:
-            if name in failed:
-                continue
-            out = folder / f"{name} {turn}".replace(" ", "-")
-            try:
-                took = measured(folder, name, out, facts["steps"], flags.batch, flags.lr, flags.device)
-            except Failed as why:
-                print(f"turn {turn + 1}  {name:21}failed: {why}", flush=True)
-                failed.add(name)
-                continue
-            found[name].append(took)
-            rates.append(measured_rate(folder, flags.device))
-            best = max(rate["flops_per_second"] for rate in rates[-2:])
-            took["fraction"] = took["pairs_per_second"] * facts["flops_per_pair"] / best
-            rmtree(out / "checkpoints", ignore_errors=True)
-            if turn:
-                rmtree(out)
-            line = f"turn {turn + 1}  {name:21}{took['pairs_per_second']:8.2f} pairs/s"
-            shown = f"{took['peak_bytes'] / 2**30:.2f} GiB, {took['fraction']:.1%}, had {took['cores']:.2f} cores"
-            print(f"{line}, {shown}", flush=True)
-    losses = {}
-    done = [name for name in names if found[name]]
-    if flags.held_out and done:
-        models = [folder / f"{name} 0".replace(" ", "-") for name in done]
-        call("judge", init=folder / "start", held_out=folder / "held-out.jsonl", models=models,
+    runs, failed, rates = [], set(), [measured_rate(folder, flags.device)]
+    for number, name in enumerate(order(names, flags.turns)):
+        if name in failed:
+            continue
+        out = folder / str(number)
+        try:
+            took = measured(folder, name, out, facts["steps"], flags.batch, flags.lr, flags.device)
+        except Failed as why:
+            print(f"{name:21}failed: {why}", flush=True)
+            failed.add(name)
+            continue
+        rates.append(measured_rate(folder, flags.device))
+        best = max(rate["flops_per_second"] for rate in rates[-2:])
+        fraction = took["pairs_per_second"] * facts["flops_per_pair"] / best
+        first = all(run.system != name for run in runs)
+        runs.append(Run(name, took["pairs_per_second"], took["peak_bytes"], fraction, out))
+        shown = f"{took['peak_bytes'] / 2**30:.2f} GiB, {fraction:.1%}, had {took['cores']:.2f} cores"
+        print(f"{name:21}{took['pairs_per_second']:8.2f} pairs/s, {shown}", flush=True)
+        rmtree(out / "checkpoints" if first else out, ignore_errors=True)
+    trained = {run.system: run.out for run in reversed(runs)}  # the first of each
+    losses, before = {}, 0.0
+    if flags.held_out and runs:
+        call("judge", init=folder / "start", held_out=folder / "held-out.jsonl", models=list(trained.values()),
              out=folder / "losses.json", device=flags.device)  # fmt: skip
         before, *after = read(folder / "losses.json")
-        losses = dict(zip(done, after))
-    print("\n" + rows(names, found, losses, before))
+        losses = dict(zip(trained, after))
+    print("\n" + rows(names, runs, losses, before))
     print("\n" + machine(rates))
-    write(flags.out, done, found)
+    write(flags.out, names, runs)
     return 1 if failed else 0
+
+
+def order(names: list[str], turns: int) -> list[str]:
+    """Ours, another, ours, another, ours: in reversed order every other turn."""
+    ours, others = ["ours"] * ("ours" in names), [name for name in names if name != "ours"]
+    if not others:
+        return ours * turns
+    turned = [others[:: 1 if turn % 2 == 0 else -1] for turn in range(turns)]
+    return [name for turn in turned for other in turn for name in (*ours, other)] + ours
 
 
 def described(flags: Flags, facts: dict, pairs: str) -> str:
@@ -129,21 +145,31 @@ def measured_rate(folder: Path, device: str) -> dict:
     return read(folder / "rate.json")
 
 
-def rows(names: list[str], found: dict, losses: dict, before: float) -> str:
+def rows(names: list[str], runs: list[Run], losses: dict, before: float) -> str:
     """The table."""
     lines = ["| system | pairs/s | ours is | peak | of matmul rate | held-out loss |", "|---|---|---|---|---|---|"]
-    speed = {name: median(took["pairs_per_second"] for took in found[name]) for name in names if found.get(name)}
     for name in names:
-        if name not in speed:
+        own = [run for run in runs if run.system == name]
+        if not own:
             lines.append(f"| {name} | not measured | | | | |")
             continue
-        times = f"{speed['ours'] / speed[name]:.2f} x" if "ours" in speed else ""
-        peak = max(took["peak_bytes"] for took in found[name]) / 2**30
-        loss = f"{before:.4f} to {losses[name]:.4f}" if name in losses else ""
-        share, each = fraction(found[name]), [took["pairs_per_second"] for took in found[name]]
+        each = [run.speed for run in own]
         spread = f" ({min(each):.2f} to {max(each):.2f})" if len(each) > 1 else ""
-        lines.append(f"| {name} | {speed[name]:.2f}{spread} | {times} | {peak:.2f} GiB | {share:.1%} | {loss} |")
+        times = f"{median(found):.2f} x" if (found := ahead(name, runs)) else ""
+        loss = f"{before:.4f} to {losses[name]:.4f}" if name in losses else ""
+        peak, share = max(run.peak for run in own) / 2**30, median(run.fraction for run in own)
+        lines.append(f"| {name} | {median(each):.2f}{spread} | {times} | {peak:.2f} GiB | {share:.1%} | {loss} |")
     return "\n".join(lines)
+
+
+def ahead(name: str, runs: list[Run]) -> list[float]:
+    """For each run of a system: how many times as fast ours was right before and after it."""
+    return [
+        fmean(near) / run.speed
+        for i, run in enumerate(runs)
+        if run.system == name != "ours"
+        and (near := [other.speed for other in runs[max(i - 1, 0) : i + 2] if other.system == "ours"])
+    ]
 
 
 def machine(rates: list[dict]) -> str:
@@ -155,24 +181,19 @@ def machine(rates: list[dict]) -> str:
     )
 
 
-def fraction(turns: list[dict]) -> float:
-    """Of the matmul rate around them."""
-    return median(took["fraction"] for took in turns)
-
-
-def write(path: str, names: list[str], found: dict) -> None:
+def write(path: str, names: list[str], runs: list[Run]) -> None:
     """The figures, for other programs."""
     figures = []
     for name in names:
-        speed = median(took["pairs_per_second"] for took in found[name])
-        figures.append(
-            {
-                "system": name,
-                "pairs_per_second": speed,
-                "peak_bytes": max(took["peak_bytes"] for took in found[name]),
-                "fraction_of_matmul_rate": fraction(found[name]),
-            }
-        )
+        if own := [run for run in runs if run.system == name]:
+            figures.append(
+                {
+                    "system": name,
+                    "pairs_per_second": median(run.speed for run in own),
+                    "peak_bytes": max(run.peak for run in own),
+                    "fraction_of_matmul_rate": median(run.fraction for run in own),
+                }
+            )
     Path(path).write_text(json.dumps(figures, indent=2) + "\n")
 
 
