@@ -31,14 +31,19 @@ class Way(NamedTuple):
     world: World
 
 
-def ask(model: nn.Module, pairs: Sequence[Ids], rows: Sequence[int], way: Way) -> tuple[Tensor, Batch]:
-    """log p of each answer token of the pairs `rows`, (S,) float32, in the order of the batch that comes with it."""
+def ask(
+    model: nn.Module, pairs: Sequence[Ids], rows: Sequence[int], way: Way, squares: bool = False
+) -> tuple[Tensor | tuple[Tensor, Tensor], Batch]:
+    """log p of each answer token of the pairs `rows`, (S,) float32, in the order of the batch that comes with it.
+
+    squares: a pair of that and the logarithm of the sum of p^2 over the vocabulary, at the same places.
+    """
     device = way.world.device
     multiple = 128 if device.type == "cuda" else 1  # a GPU has a kernel chosen for each new length
     batch = collate([pairs[i] for i in rows], multiple).to(device)
     look = looking(batch.tree, device, precision.DTYPES[way.precision])
     with precision.autocast(way.precision, device):
-        return model(batch.tokens, batch.targets, batch.positions, look), batch
+        return model(batch.tokens, batch.targets, batch.positions, look, squares), batch
 
 
 def fitting(config: GPTConfig, device: torch.device, reserved: int = 0, micro: int = 0) -> Limit:

@@ -121,3 +121,13 @@ def answer_sums(values: Tensor, batch: Batch) -> Tensor:
     own = batch.answer == answers[:, None]  # (2 B, S)
     sums = torch.where(own, values, 0).sum(-1)  # in an order that does not vary, as that of index_add does on a GPU
     return sums.view(batch.pairs, 2).T
+
+
+def shared_length(batch: Batch, lengths: Tensor) -> Tensor:
+    """Which of the answer tokens, (S,), are among the first n of their answer, n being the shorter answer's length.
+
+    lengths: (2, B), chosen and rejected.
+    """
+    each = lengths.T.flatten()  # (2 B,) in the order in which answers follow each other
+    index = torch.arange(len(batch.answer), device=lengths.device) - (each.cumsum(0) - each)[batch.answer]
+    return index < lengths.amin(0)[batch.answer // 2]

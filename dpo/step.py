@@ -18,7 +18,8 @@ from dpo.losses import Loss, Scores
 from dpo.metrics import Totals, sums
 from dpo.order import micro_batches
 from dpo.reference import Reference
-from dpo.rows import Batch, answer_sums
+from dpo.rows import Batch, answer_sums, shared_length
+from dpo.whole_step import WholeStep
 from gpt.parallel import accumulate
 
 
@@ -33,10 +34,24 @@ def scores_of(
     model: nn.Module, examples: Examples, reference: Reference, rows: Sequence[int], plan: Plan
 ) -> tuple[Scores, Batch]:
     """What the model says of the pairs `rows`, beside what the reference said."""
-    logps, batch = ask(model, examples.ids, rows, plan.way)  # (S,)
+    weighted = plan.loss.needs("wpo")
+    answered, batch = ask(model, examples.ids, rows, plan.way, squares=weighted)
+    logps, squares = answered if weighted else (answered, None)  # (S,) each
     said = reference.of(rows).to(logps.device, non_blocking=True)  # (S,)
-    sums_of = (answer_sums(values, batch) for values in (logps, said, torch.ones_like(logps)))
-    return Scores(*(side for both in sums_of for side in both)), batch
+    lengths = answer_sums(torch.ones_like(logps), batch)  # (2, B)
+    sums = torch.cat([answer_sums(logps, batch), answer_sums(said, batch)])  # (4, B)
+    scores = Scores(*sums, *lengths)
+    if plan.loss.needs("ld_alpha"):
+        common = shared_length(batch, lengths)
+        heads = [answer_sums(torch.where(common, values, 0), batch) for values in (logps, said)]
+        scores = scores._replace(heads=torch.cat(heads))
+    if weighted:
+        likely = answer_sums((logps - squares).detach(), batch) / lengths
+        scores = scores._replace(weight=likely.sum(0).exp().clamp(max=1))
+    if plan.loss.needs("margin"):
+        margin = torch.from_numpy(examples.margins[list(rows)])
+        scores = scores._replace(margin=margin.to(logps.device, non_blocking=True))
+    return scores, batch
 
 
 def add_gradients(
@@ -47,31 +62,48 @@ def add_gradients(
     Returns the step's totals over all processes, and the largest log-ratio of this process; both stay on the device, which
     nothing here waits for.
     """
-    world = plan.way.world
+    world, loss = plan.way.world, plan.loss
     pairs, tokens = len(indices), int(examples.lengths[indices, 1].sum())
-    mine = micro_batches(indices, examples, plan.way.limit, world)
+    # a process without a pair left asks for one all the same, at weight 0: all must do the same number of passes
+    mine = [(some, some or indices[:1]) for some in micro_batches(indices, examples, plan.way.limit, world)]
+    whole = None
+    if loss.coupled:
+        devices = [world.device] if world.device.type == "cuda" else []
+        with torch.no_grad(), torch.random.fork_rng(devices):  # dropout draws the same again below
+            parts = [(some, scores_of(model, examples, reference, asked, plan)[0]) for some, asked in mine]
+        whole = WholeStep(loss, parts, indices, tokens, world)
     found, largest = [], torch.zeros((), device=world.device)
-    for number, some in enumerate(mine, 1):
+    for number, (some, asked) in enumerate(mine, 1):
         with accumulate(model, last=number == len(mine)):
-            # a process without a pair left asks for one all the same, at weight 0: all must do the same number of passes
-            scores, batch = scores_of(model, examples, reference, some or indices[:1], plan)
+            scores, batch = scores_of(model, examples, reference, asked, plan)
             weight = torch.full_like(scores.chosen, float(bool(some)))
-            terms = plan.loss(scores)
-            weighted = {name: (losses * weight).sum() for name, losses in terms.items()}
-            total = plan.loss.total(weighted, pairs, tokens)
+            if whole:
+                terms, total = whole.terms_of(asked), whole.share_of(asked, scores, weight)
+            else:
+                terms = loss(scores)
+                total = loss.total({name: (one * weight).sum() for name, one in terms.items()}, pairs, tokens)
             (total * world.size).backward()  # gradients are averaged over processes: times their number
-        found.append(sums(scores, terms, batch, weight, plan.loss))
+        found.append(sums(scores, terms, batch, weight, loss))
         largest = torch.maximum(largest, scores.log_ratio.detach().abs().max())
     return Totals.of(found, world), largest
 
 
 @torch.no_grad()
 def held_out_metrics(policy: nn.Module, examples: Examples, reference: Reference, plan: Plan) -> dict[str, float]:
-    """The metrics of all `examples`, each pair once over all processes. The policy is put in eval mode."""
+    """The metrics of all `examples`, each pair once over all processes. The policy is put in eval mode.
+
+    A loss that couples pairs sees all of them at once.
+    """
     policy.eval()
+    world, loss, every = plan.way.world, plan.loss, range(len(examples.ids))
+    mine = micro_batches(every, examples, plan.way.limit, world)
+    parts = [(some, *scores_of(policy, examples, reference, some or [0], plan)) for some in mine]
+    whole = None
+    if loss.coupled:
+        tokens = int(examples.lengths[:, 1].sum())
+        whole = WholeStep(loss, [(some, scores) for some, scores, _ in parts], every, tokens, world)
     found = []
-    for some in micro_batches(range(len(examples.ids)), examples, plan.way.limit, plan.way.world):
-        scores, batch = scores_of(policy, examples, reference, some or [0], plan)
-        weight = torch.full_like(scores.chosen, float(bool(some)))
-        found.append(sums(scores, plan.loss(scores), batch, weight, plan.loss))
-    return Totals.of(found, plan.way.world).averages(plan.loss)
+    for some, scores, batch in parts:
+        terms = whole.terms_of(some or [0]) if whole else loss(scores)
+        found.append(sums(scores, terms, batch, torch.full_like(scores.chosen, float(bool(some))), loss))
+    return Totals.of(found, world).averages(loss)

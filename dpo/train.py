@@ -22,6 +22,7 @@ from tqdm import tqdm
 from dpo.card import model_card
 from dpo.forward import Way
 from dpo.job import Job
+from dpo.losses.family import table
 from dpo.order import Limit, pairs_met, steps_of
 from dpo.reference import Reference, no_reference, reference_logps
 from dpo.run_folder import SHOWN, RunFolder
@@ -52,7 +53,9 @@ class Flags:
         "empty: the embedded data/tiny",
         "what matters first",
     )
-    loss: str = flag("dpo", "a loss, or a sum such as 'dpo(beta=0.2) + 0.5*sft'", "what matters first")
+    loss: str = flag(
+        "dpo", "a loss, or a sum such as 'dpo(beta=0.2) + 0.5*sft'; list: print all of them", "what matters first"
+    )
     out: str = flag("", "run folder; empty: a new one under runs/", "what matters first")
     beta: float = flag(
         None, "for every loss that takes one; unset: each loss's own. Higher stays closer to the reference", "loss"
@@ -103,6 +106,9 @@ class Flags:
 
 
 def main(flags: Flags) -> int:
+    if flags.loss == "list":
+        print(table())
+        return 0
     keep_freed_memory()
     job = Job(flags)
     if flags.dry_run:
