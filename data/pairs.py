@@ -28,7 +28,8 @@ TEMPLATE = (
     "\n\n### Instruction:\n{instruction}{input}\n\n### Response:\n"
 )
 
-FIELDS = ("prompt", "instruction", "input", "output", "chosen", "rejected", "family", "group")
+TEXTS = ("prompt", "instruction", "input", "output", "chosen", "rejected", "family", "group")
+FIELDS = (*TEXTS, "margin")
 
 
 class Pair(NamedTuple):
@@ -41,6 +42,7 @@ class Pair(NamedTuple):
     output: str | None = None  # the plain answer, where the row has one
     family: str | None = None  # of the embedded tasks (data/tasks.py): what `output` is a right answer to
     group: str | None = None  # pairs of one group stay on one side of a split; default: the prompt
+    margin: float | None = None  # how much better the chosen answer is, for losses that ask (margin=true)
 
 
 def instruction_prompt(instruction: str, input: str = "") -> str:
@@ -138,7 +140,7 @@ def summary(dropped: dict[str, list[int]]) -> str:
 def _pair(row: Any, number: int, where: str) -> Pair:
     if not isinstance(row, dict):
         raise UserError(f"{where}: a row is a JSON object, found {_kind(row)}")
-    text = {name: _text(row, name, where) for name in FIELDS if row.get(name) is not None}
+    text = {name: _text(row, name, where) for name in TEXTS if row.get(name) is not None}
     head = "prompt" if "prompt" in text else "instruction"
     for name in (head, "chosen"):
         if name not in text:
@@ -150,9 +152,8 @@ def _pair(row: Any, number: int, where: str) -> Pair:
         if name not in row and _meant(name, row):
             raise UserError(f"{where}: field '{name}' is missing; found {_names(row)}{_meant(name, row)}")
     prompt = text["prompt"] if head == "prompt" else instruction_prompt(text["instruction"], text.get("input", ""))
-    return Pair(
-        prompt, text["chosen"], text.get("rejected"), number, text.get("output"), text.get("family"), text.get("group")
-    )
+    known = {name: text.get(name) for name in ("output", "family", "group")}
+    return Pair(prompt, text["chosen"], text.get("rejected"), number, **known, margin=_margin(row, where))
 
 
 def _text(row: dict, name: str, where: str) -> str:
@@ -166,6 +167,17 @@ def _text(row: dict, name: str, where: str) -> str:
             f"{where}: field '{name}' holds half a surrogate pair at character {error.start}, which is no text"
         ) from None
     return value
+
+
+def _margin(row: dict, where: str) -> float | None:
+    value = row.get("margin")
+    if value is None:
+        return None
+    if type(value) not in (int, float):
+        raise UserError(f"{where}: field 'margin' must be a number, found {_kind(value)}")
+    if not abs(value) < 1e6:  # infinity and NaN, which Python's JSON lets through, and what float32 would round
+        raise UserError(f"{where}: field 'margin' is {value}; it is in units of rewards, a few at most")
+    return float(value)
 
 
 def _names(row: dict) -> str:

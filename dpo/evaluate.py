@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.pairs import summary, write_rows
 from dpo.answers import answer, differences, rates
-from dpo.examples import EMBEDDED, Examples, open_examples
+from dpo.examples import EMBEDDED, Examples, check_margins, open_examples
 from dpo.forward import Way, fitting
 from dpo.losses import Loss, parse_loss
 from dpo.reference import reference_logps
@@ -96,6 +96,7 @@ def main(flags: Flags) -> None:
     _, held_out = open_examples(file, tokenizer, length, fraction, not loss.needs_rejected, {}, may_be_empty=True)
     if not held_out.ids:
         raise UserError(f"{file or EMBEDDED}: no pair is held out at --held-out {fraction:g}")
+    check_margins(loss, held_out, file)
     # into the run's own folder comes what its own pairs and start say, nothing else
     own = used and not (flags.reference or flags.pairs or flags.loss or flags.held_out is not None)
     flags = replace(flags, max_new=max_new, out=flags.out or (flags.policy if own else ""))

@@ -8,6 +8,7 @@ import numpy as np
 
 from data.pairs import Pair
 from data.rules import embedded_pairs
+from dpo.losses import Loss
 from dpo.rows import Ids
 from dpo.store import CHUNK, Store, columns, encode, stored
 from gpt.command import UserError
@@ -33,13 +34,13 @@ class Examples:
     """The pairs `index` of a store, n of them.
 
     ids[i]: token ids. lengths (n, 3): tokens of prompt, chosen and rejected, each answer with its end-of-text, 0 for a
-    rejected one that is absent. row_lengths (n,): tokens of each pair's row. rows (n,): the row in the file. pairs[i]:
-    the texts, read from the file again.
+    rejected one that is absent. row_lengths (n,): tokens of each pair's row. rows (n,): the row in the file. margins
+    (n,): float32, NaN where a row has none. pairs[i]: the texts, read from the file again.
     """
 
     def __init__(self, store: Store, index: np.ndarray):
         self.store, self.index = store, index
-        self.lengths, self.rows = store.lengths[index], store.rows[index]
+        self.lengths, self.rows, self.margins = store.lengths[index], store.rows[index], store.margins[index]
         self.row_lengths = self.lengths.sum(1) - 1
         self.ids: Sequence[Ids] = Lazy(index, store.ids)
         self.pairs: Sequence[Pair] = Lazy(index, store.pair)
@@ -52,6 +53,14 @@ class Examples:
             tokens = [self.store.tokens_of(i) for i in self.index[start : start + CHUNK].tolist()]
             digest.update(np.concatenate(tokens).astype("<u4").tobytes())
         return digest.hexdigest()
+
+
+def check_margins(loss: Loss, examples: Examples, path: str) -> None:
+    """Raises UserError where the loss asks for margins and a row has none."""
+    if loss.needs("margin") and len(missing := examples.rows[np.isnan(examples.margins)]):
+        raise UserError(
+            f"{path or EMBEDDED}, row {missing[0]}: field 'margin' is missing; the loss {loss} wants a number in every row"
+        )
 
 
 def open_examples(

@@ -1,5 +1,6 @@
 """A training run before it begins: everything that can be wrong is found here, in one process, and nothing is written."""
 
+import hashlib
 import math
 from dataclasses import asdict
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import torch
 
 from data.pairs import summary
-from dpo.examples import EMBEDDED, open_examples
+from dpo.examples import EMBEDDED, check_margins, open_examples
 from dpo.forward import fitting
 from dpo.losses import parse_loss
 from dpo.order import steps_in_epochs
@@ -70,6 +71,8 @@ class Job:
             not self.loss.needs_rejected,
             self.counted,
         )
+        for examples in (self.train, self.held_out):
+            check_margins(self.loss, examples, flags.pairs)
         processes = process_count()
         if len(self.train.ids) < processes:
             raise UserError(
@@ -114,6 +117,7 @@ class Job:
             "reference_sha256": fingerprint(self.reference) if self.reference else None,
             "pairs_sha256": self.train.fingerprint,
             "held_out_sha256": self.held_out.fingerprint,
+            "margins_sha256": hashlib.sha256(self.train.margins).hexdigest() if self.loss.needs("margin") else None,
         }
 
     def describe(self, settings: dict, folder: RunFolder, world: World) -> str:

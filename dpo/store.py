@@ -5,6 +5,7 @@
     rows      1 | 3                                       the row in the file; row 2 was dropped
     places    0 85 | 172 61                               its first byte there and how many: texts stay in the file
     sides     0.71 | 0.05                                 in [0, 1], by a hash: below --held-out a pair is held out
+    margins   NaN | 0.5                                   the field of that name; NaN where a row has none
 
 A store lies in the cache (gpt/files.py), named by the hash of all that it depends on. The first process that needs it
 makes it while the others wait; a later run finds it. It is whole or absent, and checked by SHA-256 when it is opened.
@@ -35,10 +36,17 @@ from gpt.parallel import process_rank
 from gpt.tokenizer import SPLIT, Tokenizer
 from gpt.vocabulary import END_OF_TEXT
 
-FORMAT = 1  # raised when the columns change, or what reading and encoding make of a file
+FORMAT = 2  # raised when the columns change, or what reading and encoding make of a file
 CHUNK = 1000  # pairs that are tokenized and written at once
 KEPT = 8  # stores in the cache; of more, those go that were not used for longest
-KINDS = {"lengths": "<i4", "rows": "<i8", "places": "<i8", "sides": "<f8"}  # the type of tokens is the vocabulary's
+# The type of tokens is the vocabulary's
+KINDS = {
+    "lengths": "<i4",
+    "rows": "<i8",
+    "places": "<i8",
+    "sides": "<f8",
+    "margins": "<f4",
+}
 
 
 class Store:
@@ -50,10 +58,11 @@ class Store:
         lengths: np.ndarray,
         rows: np.ndarray,
         sides: np.ndarray,
+        margins: np.ndarray,
         pair: Callable[[int], Pair],
     ):
         self.tokens, self.lengths = tokens, lengths.reshape(-1, 3)  # (all tokens,), (N, 3)
-        self.rows, self.sides, self.pair = rows, sides, pair  # (N,), (N,)
+        self.rows, self.sides, self.margins, self.pair = rows, sides, margins, pair  # (N,) each
         each = self.lengths.sum(1)  # (N,) tokens
         self.ends = each.cumsum()  # (N,): where each pair's tokens end
         self.starts = self.ends - each
@@ -102,6 +111,7 @@ def columns(encoded: Sequence[tuple[Pair, Ids]], kind: str) -> dict[str, np.ndar
         "lengths": np.array([[len(part) for part in ids] for _, ids in encoded], KINDS["lengths"]),
         "rows": np.array([pair.row for pair, _ in encoded], KINDS["rows"]),
         "sides": np.array([side(pair) for pair, _ in encoded], KINDS["sides"]),
+        "margins": np.array([pair.margin for pair, _ in encoded], KINDS["margins"]),  # None is NaN
     }
 
 
