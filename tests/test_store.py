@@ -46,9 +46,10 @@ def file(tmp_path) -> str:
     return str(tmp_path / "pairs.jsonl")
 
 
-def stores(cache: Path) -> dict[str, int]:
-    """Each store's name, and the number that the disk knows its tokens by: another one once it was made again."""
-    return {path.parent.name: path.stat().st_ino for path in cache.glob("*/tokens")}
+def stores(cache: Path) -> dict[str, tuple[int, int]]:
+    """Each store's name, and where and when the disk wrote its tokens: another once it was made again."""
+    found = {path.parent.name: path.stat() for path in cache.glob("*/tokens")}
+    return {name: (stat.st_ino, stat.st_ctime_ns) for name, stat in found.items()}  # a number freed is given again
 
 
 def content(examples: Examples) -> tuple:
