@@ -133,9 +133,9 @@ class Lines(NamedTuple):
 
 def lines(tree: Tree, device: torch.device | str = "cpu") -> Lines:
     """The lines of text of a row. Empty pieces ask nothing."""
-    spans = tree.spans
+    spans, paths = tree.spans, tree.paths
     asking = [piece for piece, size in enumerate(tree.sizes) if size]
-    keys = [[place for above in tree.paths[piece] for place in range(*spans[above])] for piece in asking]
+    keys = [[place for above in paths[piece] for place in range(*spans[above])] for piece in asking]
     queries, looked_at = [tree.sizes[piece] for piece in asking], [len(places) for places in keys]
     places = torch.tensor([place for line in keys for place in line], device=device)
     ends = (torch.tensor([0, *accumulate(sizes)], dtype=torch.int32, device=device) for sizes in (queries, looked_at))

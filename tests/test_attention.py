@@ -323,6 +323,14 @@ def test_with_dropout_which_the_kernel_does_not_have_it_goes_by_branch(kernel):
     assert not torch.allclose(found, by_path(tree, lines(tree), *parts, 0.0, 0.7))
 
 
+@pytest.mark.parametrize("function", [lines, branches, may_look])
+def test_what_is_above_the_pieces_is_found_once_for_a_row_not_once_for_a_piece(function, monkeypatch):
+    tree, asked, paths = SOME_TREES[-1], [], Tree.paths
+    monkeypatch.setattr(Tree, "paths", property(lambda self: asked.append(self) or paths.fget(self)))
+    function(tree)
+    assert sum(one is tree for one in asked) == 1
+
+
 # Which of them
 
 
