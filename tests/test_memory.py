@@ -1,4 +1,4 @@
-"""gpt/memory.py: what is asked of the C library, in processes of their own, since it holds to the end of one."""
+"""gpt/memory.py: what is asked of the C library, in processes of their own, since it holds to the end of one; pinned memory."""
 
 import os
 import platform
@@ -6,8 +6,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
-from gpt.memory import keep_freed_memory
+from gpt.memory import keep_freed_memory, sent
 from tests.processes import ENVIRONMENT, ROOT, call, command
 
 SCRIPT = f"""
@@ -105,3 +106,29 @@ def test_on_other_systems_nothing_is_done(monkeypatch, system):
     monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", raising=False)
     keep_freed_memory()
     assert "ONEDNN_PRIMITIVE_CACHE_CAPACITY" not in os.environ
+
+
+@pytest.mark.parametrize(
+    "device, asked", [("cuda", ["pinned", ("cuda", True)]), ("cpu", [("cpu", False)]), ("mps", [("mps", False)])]
+)
+def test_what_a_gpu_fetches_is_pinned_and_not_waited_for(device, asked):
+    found = []
+
+    class OnCpu:  # in place of a tensor: not every machine has these devices
+        def pin_memory(self):
+            found.append("pinned")
+            return self
+
+        def to(self, device, non_blocking=False):
+            found.append((str(device), non_blocking))
+
+    sent(OnCpu(), torch.device(device))
+    assert found == asked
+
+
+def test_what_is_sent_arrives():
+    there = torch.arange(5)
+    assert sent(there, "cpu") is there
+    assert sent(there, "meta").device.type == "meta"
+    if torch.cuda.is_available():
+        assert sent(there, "cuda").tolist() == there.tolist()
