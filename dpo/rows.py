@@ -27,6 +27,7 @@ Shapes: B pairs, T tokens in a batch, S of them asked for, N places asked, P, C,
 
 import os.path
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -34,6 +35,7 @@ from torch import Tensor
 
 from gpt.attention import Tree
 from gpt.head import Targets
+from gpt.memory import sent
 
 
 class Ids(NamedTuple):
@@ -62,9 +64,7 @@ class Batch(NamedTuple):
     padding: int  # tokens that belong to nobody
 
     def to(self, device) -> "Batch":
-        def moved(part: Tensor) -> Tensor:
-            return part.to(device, non_blocking=True)
-
+        moved = partial(sent, device=device)
         tokens, positions, targets, answer, lengths, *rest = self
         return Batch(
             moved(tokens), moved(positions), Targets(*map(moved, targets)), moved(answer), moved(lengths), *rest

@@ -19,13 +19,15 @@ Shapes: H heads, T tokens of the row, D channels of a head, K keys of all pieces
 
 import inspect
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from itertools import accumulate
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+
+from gpt.memory import sent
 
 try:
     from torch.nn.attention.varlen import varlen_attn
@@ -34,6 +36,11 @@ except ImportError:  # torch older than 2.10, or built without it
 
 
 TOGETHER = 128  # tokens: larger branches spend more on what their mask forbids than a call costs
+
+# What the ragged kernel, Flash Attention's, takes
+NUMBERS = (torch.bfloat16, torch.float16)
+CHANNELS = range(8, 193, 8)  # of a head; up to 256 on some GPUs only
+CAPABILITY = (8, 0)  # of the GPU: Ampere's, or newer
 
 
 class Tree(NamedTuple):
@@ -74,8 +81,9 @@ def looking(tree: Tree, device: torch.device, dtype: torch.dtype) -> Callable[..
 
     dtype: what matrix products run in.
     """
-    if device.type == "cuda" and varlen_attn is not None and dtype is not torch.float32:
-        return partial(by_path, tree, lines(tree, device))
+    able = device.type == "cuda" and torch.cuda.get_device_capability(device) >= CAPABILITY
+    if able and varlen_attn is not None and dtype in NUMBERS:
+        return partial(by_path, lines(tree, device), cache(partial(branches, tree, device)))
     return partial(by_branch, branches(tree, device))
 
 
@@ -101,7 +109,7 @@ def branches(tree: Tree, device: torch.device | str = "cpu") -> list[Branch]:
         above = [p for p in paths[piece][:-1] if tree.sizes[p]]
         seen = torch.ones(len(own), sum(tree.sizes[p] for p in above), dtype=torch.bool)
         if len(own) or piece in place:
-            found.append(Branch(len(own), tuple(place[p] for p in above), torch.cat([seen, own], dim=1).to(device)))
+            found.append(Branch(len(own), tuple(place[p] for p in above), sent(torch.cat([seen, own], dim=1), device)))
         piece = after
     return found
 
@@ -133,19 +141,22 @@ class Lines(NamedTuple):
 
 def lines(tree: Tree, device: torch.device | str = "cpu") -> Lines:
     """The lines of text of a row. Empty pieces ask nothing."""
-    spans = tree.spans
+    spans, paths = tree.spans, tree.paths
     asking = [piece for piece, size in enumerate(tree.sizes) if size]
-    keys = [[place for above in tree.paths[piece] for place in range(*spans[above])] for piece in asking]
+    keys = [[place for above in paths[piece] for place in range(*spans[above])] for piece in asking]
     queries, looked_at = [tree.sizes[piece] for piece in asking], [len(places) for places in keys]
-    places = torch.tensor([place for line in keys for place in line], device=device)
-    ends = (torch.tensor([0, *accumulate(sizes)], dtype=torch.int32, device=device) for sizes in (queries, looked_at))
-    return Lines(places, *ends, max(queries), max(looked_at))
+    places = torch.tensor([place for line in keys for place in line])
+    ends = (torch.tensor([0, *accumulate(sizes)], dtype=torch.int32) for sizes in (queries, looked_at))
+    return Lines(*(sent(part, device) for part in (places, *ends)), max(queries), max(looked_at))
 
 
-def by_path(tree: Tree, lines: Lines, q: Tensor, k: Tensor, v: Tensor, dropout: float, scale: float) -> Tensor:
-    """One call of the ragged flash kernel. Of fewer queries than keys it takes them for the last: the end of the path."""
-    if dropout:  # which the kernel does not have
-        return by_branch(branches(tree, q.device), q, k, v, dropout, scale)
+def by_path(lines: Lines, otherwise: Callable, q: Tensor, k: Tensor, v: Tensor, dropout: float, scale: float) -> Tensor:
+    """One call of the ragged flash kernel. Of fewer queries than keys it takes them for the last: the end of the path.
+
+    otherwise: gives the branches, for what the kernel does not do: dropout, other numbers, heads of another width.
+    """
+    if dropout or q.dtype not in NUMBERS or q.shape[-1] not in CHANNELS:
+        return by_branch(otherwise(), q, k, v, dropout, scale)
     q, k, v = (part[0].transpose(0, 1) for part in (q, k, v))  # (T, H, D)
     q = q * (scale * q.shape[-1] ** 0.5)  # the kernel's own is 1 / sqrt(D), in torch 2.10 the only one
     causal = (

@@ -27,6 +27,7 @@ from torch.nn.functional import embedding
 MOST = 512 * 2**20  # bytes of logits that are held at once
 ROWS = 64  # places whose softmax is taken at once: in float32 they fit a processor's cache
 COLUMNS = 1024  # rows of the matrix that are converted, or whose gradient is made, at once: they too
+TIMES = 16  # as many of both on a GPU, where every turn is a few kernels to be started
 SAMPLED = 64  # one row in so many is asked for the mean
 
 
@@ -80,8 +81,9 @@ class _TargetLogps(torch.autograd.Function):
         picked = torch.zeros(len(tokens), dtype=exact, device=x.device)
         logits = None
         for part in _parts(len(x), ctx.at_once):
+            logits = None  # the part before goes first
             logits = h[part] @ matrix.T
-            for rows in _parts(len(logits), ROWS):
+            for rows in _turns(len(logits), ROWS, x.device):
                 normal[part][rows] = torch.logsumexp(logits[rows].to(exact), dim=-1)
             inside, row = _within(of, part)
             picked += torch.where(inside, logits[row, tokens].to(exact), 0)
@@ -99,7 +101,7 @@ class _TargetLogps(torch.autograd.Function):
         dw = None
         for part in _parts(len(h), ctx.at_once):
             logits = h[part] @ matrix.T if kept is None else kept
-            for rows in _parts(len(logits), ROWS):
+            for rows in _turns(len(logits), ROWS, h.device):
                 p = (logits[rows].to(normal.dtype) - normal[part][rows, None]).exp_().mul_(-total[part][rows, None])
                 inside, row = _within(of, slice(part.start + rows.start, part.start + rows.stop))
                 logits[rows] = p.index_put_((row, tokens), torch.where(inside, gradient, 0), accumulate=True)
@@ -108,6 +110,7 @@ class _TargetLogps(torch.autograd.Function):
                 ctx.tied.factors = logits, h
             elif ctx.tied or ctx.needs_input_grad[1]:
                 dw = _product(logits, h[part], ctx.dtypes[1], dw)
+            del logits, p  # before the next part is made
         if ctx.tied:
             ctx.tied.made, dw = dw, None
         elif ctx.needs_input_grad[1] and dw is None:  # no place has a target
@@ -128,10 +131,10 @@ class _LookUp(torch.autograd.Function):
         if not ctx.needs_input_grad[1]:
             return None, None, None
         (tokens,) = ctx.saved_tensors
-        tied, ctx.tied = ctx.tied, None
-        dw = tied.made
-        if tied.factors:
-            dw = _product(*tied.factors, ctx.dtype)
+        factors, dw = ctx.tied.factors, ctx.tied.made
+        ctx.tied.factors = ctx.tied.made = None  # or the logits would live as long as what was made of them
+        if factors:
+            dw = _product(*factors, ctx.dtype)
         if dw is None:
             dw = torch.zeros(ctx.shape, dtype=ctx.dtype, device=gradient.device)
         dw.index_add_(0, tokens.flatten(), gradient.flatten(0, -2).to(ctx.dtype))
@@ -141,7 +144,7 @@ class _LookUp(torch.autograd.Function):
 def _product(left: Tensor, right: Tensor, dtype: torch.dtype, onto: Tensor | None = None) -> Tensor:
     """left^T right, (V, C), added to `onto` where there is one; converted in parts."""
     found = torch.empty(left.shape[1], right.shape[1], dtype=dtype, device=left.device) if onto is None else onto
-    for columns in _parts(left.shape[1], COLUMNS):
+    for columns in _turns(left.shape[1], COLUMNS, left.device):
         product = left[:, columns].T @ right
         found[columns].copy_(product) if onto is None else found[columns].add_(product)
     return found
@@ -151,7 +154,7 @@ def _centred(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """The matrix less its mean row, converted in parts: a whole copy in float32 would be the step's largest tensor."""
     mean = weight[::SAMPLED].mean(0)
     matrix = torch.empty(weight.shape, dtype=dtype, device=weight.device)
-    for rows in _parts(len(weight), COLUMNS):
+    for rows in _turns(len(weight), COLUMNS, weight.device):
         matrix[rows] = weight[rows] - mean
     return matrix
 
@@ -161,6 +164,11 @@ def _within(of: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
     row = of - rows.start
     last = rows.stop - rows.start - 1
     return (row >= 0) & (row <= last), row.clamp(0, last)
+
+
+def _turns(count: int, size: int, device: torch.device) -> list[slice]:
+    """Parts of `size` on a processor, of TIMES as many elsewhere."""
+    return _parts(count, size if device.type == "cpu" else TIMES * size)
 
 
 def _parts(count: int, size: int) -> list[slice]:

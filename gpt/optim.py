@@ -17,7 +17,8 @@ def adamw(model: nn.Module, weight_decay: float) -> torch.optim.AdamW:
         {"params": [p for p in trained if p.dim() >= 2], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), fused=True)
+    fused = all(p.device.type in ("cpu", "cuda") for p in trained)  # that of mps ignores what `update` asks of it
+    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), fused=fused)
 
 
 def update(optimizer: torch.optim.AdamW, rate: float, clip: float, sound: Tensor) -> Tensor:
@@ -26,15 +27,22 @@ def update(optimizer: torch.optim.AdamW, rate: float, clip: float, sound: Tensor
     Where `sound` is False or the norm is not finite nothing is changed, now or in any later step. Both happen inside the
     fused kernel, which was made for gradients scaled by a GradScaler: it divides by `grad_scale` and looks at `found_inf`
     as it goes over the weights. So clipping takes no pass of its own over the gradients, and no GPU is waited for.
+    Where there is no such kernel, both are done before the step.
     """
-    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
+    clipped = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in clipped])
+    broken = (~(norm.isfinite() & sound)).float()
     for group in optimizer.param_groups:
         group["lr"] = rate
-    optimizer.grad_scale = (norm / clip).clamp(min=1.0) if clip else torch.ones_like(norm)
-    broken = (~(norm.isfinite() & sound)).float()
-    optimizer.found_inf = torch.maximum(getattr(optimizer, "found_inf", broken), broken)
-    optimizer.step()
+    if optimizer.param_groups[0]["fused"]:
+        optimizer.grad_scale = (norm / clip).clamp(min=1.0) if clip else torch.ones_like(norm)
+        optimizer.found_inf = torch.maximum(getattr(optimizer, "found_inf", broken), broken)
+        optimizer.step()
+    elif broken or hasattr(optimizer, "found_inf"):
+        optimizer.found_inf = broken  # who has it takes no step any more
+    else:
+        torch.nn.utils.clip_grads_with_norm_(clipped, clip or math.inf, norm)
+        optimizer.step()
     optimizer.zero_grad()
     return norm
 

@@ -270,8 +270,12 @@ def of_torch_2_13(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=
 
 @pytest.fixture(params=[of_torch_2_10, of_torch_2_13], ids=lambda kernel: kernel.__name__)
 def kernel(request, monkeypatch):
-    """The kernel is for CUDA alone; in its place the same in Python, with the signature of two releases of torch."""
+    """The kernel is for CUDA alone; in its place the same in Python, with the signature of two releases of torch.
+
+    It takes float64, so that it can be held to the mask, and nothing else.
+    """
     monkeypatch.setattr(module, "varlen_attn", request.param)
+    monkeypatch.setattr(module, "NUMBERS", (torch.float64,))
 
 
 @pytest.mark.parametrize("scale", [D**-0.5, 1.0, 0.05])
@@ -279,7 +283,7 @@ def kernel(request, monkeypatch):
 def test_by_path_gives_the_outputs_and_gradients_of_the_mask(kernel, number, scale):
     tree = SOME_TREES[number]
     parts = qkv(sum(tree.sizes), number)
-    found = with_gradients(lambda *qkv: by_path(tree, lines(tree), *qkv, 0.0, scale), parts)
+    found = with_gradients(lambda *qkv: by_path(lines(tree), None, *qkv, 0.0, scale), parts)
     assert_same(found, by_definition(tree, parts, scale), 1e-12)
 
 
@@ -313,14 +317,32 @@ def test_the_lines_of_a_row_are_its_paths(tree):
         assert torch.equal(keys, places[mask[after - 1]])  # all that its last token sees, in order
 
 
-def test_with_dropout_which_the_kernel_does_not_have_it_goes_by_branch(kernel):
+@pytest.mark.parametrize(
+    "dropout, dtype, width",
+    [
+        (0.5, torch.float64, D),  # which the kernel does not have
+        (0.0, torch.float32, D),  # as of a model that attends in float32 whatever the rest is
+        (0.0, torch.float64, 12),  # heads that it refuses
+        (0.0, torch.float64, 200),
+    ],
+)
+def test_what_the_kernel_does_not_do_goes_by_branch(kernel, monkeypatch, dropout, dtype, width):
     _, tree = picture()
-    parts = qkv(8, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(0)
+    parts = [torch.randn(1, H, 8, width, generator=generator, dtype=dtype) for _ in range(3)]
     torch.manual_seed(3)
-    found = by_path(tree, lines(tree), *parts, 0.5, 0.7)
+    expected = by_branch(branches(tree), *parts, dropout, 0.7)
+    monkeypatch.setattr(module, "varlen_attn", None)
     torch.manual_seed(3)
-    assert torch.equal(found, by_branch(branches(tree), *parts, 0.5, 0.7))
-    assert not torch.allclose(found, by_path(tree, lines(tree), *parts, 0.0, 0.7))
+    assert torch.equal(by_path(lines(tree), lambda: branches(tree), *parts, dropout, 0.7), expected)
+
+
+@pytest.mark.parametrize("function", [lines, branches, may_look])
+def test_what_is_above_the_pieces_is_found_once_for_a_row_not_once_for_a_piece(function, monkeypatch):
+    tree, asked, paths = SOME_TREES[-1], [], Tree.paths
+    monkeypatch.setattr(Tree, "paths", property(lambda self: asked.append(self) or paths.fget(self)))
+    function(tree)
+    assert sum(one is tree for one in asked) == 1
 
 
 # Which of them
@@ -335,18 +357,65 @@ def test_on_a_cpu_looking_goes_by_branch(kernel, dtype):
     assert_same([look(*parts, 0.0, 0.5)], by_definition(tree, parts, 0.5)[:1], 1e-6)
 
 
+CUDA = torch.device("cuda")
+
+
+@pytest.fixture
+def gpu(kernel, monkeypatch):
+    """A function that puts a GPU in place as far as `looking` can tell: what is sent to it stays here."""
+
+    def put(*capability: int) -> None:
+        monkeypatch.setattr(module, "sent", lambda tensor, device: tensor)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+
+    return put
+
+
+@pytest.mark.parametrize(
+    "capability, dtype, way",
+    [
+        ((8, 0), torch.float64, by_path),
+        ((12, 0), torch.float64, by_path),
+        ((8, 0), torch.float32, by_branch),
+        ((7, 5), torch.float64, by_branch),  # older than the kernel asks for
+    ],
+)
+def test_on_a_gpu_that_runs_the_kernel_looking_goes_by_path(gpu, capability, dtype, way):
+    gpu(*capability)
+    _, tree = picture()
+    look = looking(tree, CUDA, dtype)
+    assert look.func is way
+    parts = qkv(8)
+    assert_same([look(*parts, 0.0, 0.5)], by_definition(tree, parts, 0.5)[:1], 1e-6)
+
+
+def test_layers_that_the_kernel_does_not_serve_share_one_set_of_branches(gpu, monkeypatch):
+    gpu(8, 0)
+    _, tree = picture()
+    made = []
+    monkeypatch.setattr(module, "branches", lambda *row: made.append(row) or branches(*row))
+    look, parts = looking(tree, CUDA, torch.float64), qkv(8)
+    look(*parts, 0.0, 0.5)
+    assert not made
+    for _ in range(3):
+        look(*parts, 0.1, 0.5)
+    assert made == [(tree, CUDA)]
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernel is for CUDA")
 @pytest.mark.parametrize("number", range(12))
 def test_on_a_gpu_the_kernel_itself_is_held_to_the_mask(number):
-    tree, cuda = SOME_TREES[number], torch.device("cuda")
-    parts = [torch.randn(1, 2, sum(tree.sizes), 64).bfloat16() for _ in range(3)]
-    look = looking(tree, cuda, torch.bfloat16)
-    assert look.func is (by_path if module.varlen_attn else by_branch)
-    found = with_gradients(lambda *qkv: look(*qkv, 0.0, 0.2), [part.to(cuda) for part in parts])
-    expected = by_definition(tree, [part.double() for part in parts], 0.2)
-    for a, b in zip(found, expected):
-        assert float((a.cpu().double() - b).abs().max()) <= 0.02 * max(1.0, float(b.abs().max()))
-    assert looking(tree, cuda, torch.float32).func is by_branch
+    tree = SOME_TREES[number]
+    look = looking(tree, CUDA, torch.bfloat16)
+    able = module.varlen_attn and torch.cuda.get_device_capability() >= module.CAPABILITY
+    assert look.func is (by_path if able else by_branch)
+    for width, dtype in ((64, torch.bfloat16), (64, torch.float32), (12, torch.bfloat16), (200, torch.bfloat16)):
+        parts = [torch.randn(1, 2, sum(tree.sizes), width).to(dtype) for _ in range(3)]
+        found = with_gradients(lambda *qkv: look(*qkv, 0.0, 0.2), [part.to(CUDA) for part in parts])
+        expected = by_definition(tree, [part.double() for part in parts], 0.2)
+        for a, b in zip(found, expected):
+            assert float((a.cpu().double() - b).abs().max()) <= 0.02 * max(1.0, float(b.abs().max()))
+    assert looking(tree, CUDA, torch.float32).func is by_branch
 
 
 @anyhow

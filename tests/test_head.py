@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -122,6 +123,64 @@ def test_no_more_logits_are_held_than_were_allowed(most):
     assert max(seen) <= max(most, V * 4)
     # computed once and kept, or twice
     assert sum(seen) == 50 * V * 4 * (1 if most == module.MOST else 2)
+
+
+class Logits(TorchDispatchMode):
+    """Follows every product that is as wide as the vocabulary for as long as its memory is held."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen, self.most = [], 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        y = function(*args, **(kwargs or {}))
+        if function is torch.ops.aten.mm.default and y.shape[-1] == V:
+            self.seen.append(StorageWeakRef(y.untyped_storage()))
+            self.most = max(self.most, self.held())
+        return y
+
+    def held(self) -> int:
+        return sum(not one.expired() for one in self.seen)
+
+
+@pytest.mark.parametrize("most, products", [(module.MOST, 1), (7 * V * 4, 16), (1, 100)])
+def test_the_logits_of_one_part_are_gone_before_those_of_the_next_are_made(most, products):
+    x, weight, targets, _ = some(50, dtype=torch.float32)
+    with Logits() as logits:
+        target_logps(x.requires_grad_(), weight.requires_grad_(), targets, most=most).sum().backward()
+    assert (len(logits.seen), logits.most) == (products, 1)
+
+
+@pytest.mark.parametrize("most", [module.MOST, 7 * V * 4])
+@pytest.mark.parametrize("is_tied", [False, True])
+def test_no_logits_outlive_the_backward_pass_though_what_was_made_of_them_does(most, is_tied):
+    x, weight, targets, _ = some(10, dtype=torch.float32)
+    tied = module.Tied() if is_tied else None
+    weight.requires_grad_()
+    with Logits() as logits:
+        x = x + (module.look_up(targets, weight, tied) if tied else weight[targets])
+        logps = target_logps(x, weight, targets, most=most, tied=tied)
+        logps.sum().backward()
+    assert logps.grad_fn is not None and weight.grad is not None
+    assert logits.seen and logits.held() == 0
+
+
+def test_on_a_gpu_the_turns_are_few_and_nothing_is_read_back():
+    # "meta" is no processor either: shapes, no memory, and who reads a number of it is refused
+    N, V, C = 11_717, 50_257, 768
+    x, weight = (torch.empty(n, C, device="meta", requires_grad=True) for n in (N, V))
+    of, tokens = torch.empty(2, 12_000, dtype=torch.long, device="meta")
+    done = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            done.append(function)
+            return function(*args, **(kwargs or {}))
+
+    with Watch():
+        module._TargetLogps.apply(x, weight, tokens, of, torch.bfloat16, None, module.MOST).sum().backward()
+    assert (x.grad.shape, weight.grad.shape) == ((N, C), (V, C))
+    assert len(done) < 700
 
 
 def test_a_vocabulary_of_more_rows_than_are_converted_at_once():

@@ -1,4 +1,4 @@
-"""gpt/memory.py: what is asked of the C library, in processes of their own, since it holds to the end of one."""
+"""gpt/memory.py: what is asked of the C library, in processes of their own, since it holds to the end of one; pinned memory."""
 
 import os
 import platform
@@ -6,8 +6,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
-from gpt.memory import keep_freed_memory
+from gpt.memory import keep_freed_memory, sent
 from tests.processes import ENVIRONMENT, ROOT, call, command
 
 SCRIPT = f"""
@@ -18,7 +19,13 @@ from gpt.memory import keep_freed_memory
 class Library(ctypes.CDLL):
     def __getattr__(self, name):
         function = super().__getattr__(name)
-        return lambda *arguments: print(name, *arguments, function(*arguments))
+
+        def called(*arguments):
+            answer = function(*arguments)
+            print(name, *arguments, answer)
+            return answer
+
+        return called
 
 ctypes.CDLL = Library
 keep_freed_memory()
@@ -36,8 +43,38 @@ LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the C l
 def test_glibc_takes_both_settings_and_torch_computes_after_them():
     found = call("-c", SCRIPT, ONEDNN_PRIMITIVE_CACHE_CAPACITY="7").stdout.splitlines()
     # of malloc.h: M_MMAP_THRESHOLD is -3, M_TRIM_THRESHOLD is -1; 1 says that it was taken
-    assert found[:4] == [f"mallopt -3 {2**30} 1", f"mallopt -1 {2**31 - 1} 1"] * 2
-    assert found[4:] == ["7", str(float(2**20))]  # and the variable that the user set stays
+    new = tuple(map(int, platform.libc_ver()[1].split(".")[:2])) >= (2, 35)
+    taken = ["-3", str(2**30 if new else 2**25), "1"], ["-1", str(2**31 - 1), "1"]
+    assert [words[1:] for words in map(str.split, found[:-2]) if words[-1] == "1"] == [*taken, *taken]
+    assert found[-2:] == ["7", str(float(2**20))]  # and the variable that the user set stays
+
+
+@LINUX
+@pytest.mark.parametrize(
+    "largest, asked",
+    [
+        (2**40, [(-3, 2**30), (-1, 2**31 - 1)]),  # glibc 2.35 and later
+        (2**25, [(-3, 2**30), (-3, 2**25), (-1, 2**31 - 1)]),  # before
+        (2**19, [(-3, 2**30), (-3, 2**25)]),  # before, of 32 bits
+    ],
+)
+def test_a_glibc_that_takes_less_is_asked_for_less_and_one_that_takes_nothing_left_to_itself(
+    monkeypatch, largest, asked
+):
+    found = []
+
+    class Library:
+        def __init__(self, name):
+            pass
+
+        def mallopt(self, setting, value):
+            found.append((setting, value))
+            return int(setting != -3 or value <= largest)
+
+    monkeypatch.setattr("ctypes.CDLL", Library)
+    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "7")
+    keep_freed_memory()
+    assert found == asked
 
 
 @LINUX
@@ -69,3 +106,29 @@ def test_on_other_systems_nothing_is_done(monkeypatch, system):
     monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", raising=False)
     keep_freed_memory()
     assert "ONEDNN_PRIMITIVE_CACHE_CAPACITY" not in os.environ
+
+
+@pytest.mark.parametrize(
+    "device, asked", [("cuda", ["pinned", ("cuda", True)]), ("cpu", [("cpu", False)]), ("mps", [("mps", False)])]
+)
+def test_what_a_gpu_fetches_is_pinned_and_not_waited_for(device, asked):
+    found = []
+
+    class OnCpu:  # in place of a tensor: not every machine has these devices
+        def pin_memory(self):
+            found.append("pinned")
+            return self
+
+        def to(self, device, non_blocking=False):
+            found.append((str(device), non_blocking))
+
+    sent(OnCpu(), torch.device(device))
+    assert found == asked
+
+
+def test_what_is_sent_arrives():
+    there = torch.arange(5)
+    assert sent(there, "cpu") is there
+    assert sent(there, "meta").device.type == "meta"
+    if torch.cuda.is_available():
+        assert sent(there, "cuda").tolist() == there.tolist()

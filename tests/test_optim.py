@@ -72,6 +72,25 @@ def test_nothing_moves_before_a_learning_rate_is_set():
 SOUND, BROKEN = torch.tensor(True), torch.tensor(False)
 
 
+@pytest.fixture(params=[True, False], ids=["fused", "plain"])
+def made(request):
+    """A function that makes the optimizer of a model: as on cpu and cuda, or as on any other device."""
+
+    def make(model: GPT, weight_decay: float) -> torch.optim.AdamW:
+        optimizer = adamw(model, weight_decay)
+        for group in optimizer.param_groups:
+            group["fused"] = request.param
+        return optimizer
+
+    return make
+
+
+def test_the_fused_kernel_is_used_only_where_it_clips_and_looks_for_what_is_not_finite():
+    assert all(group["fused"] for group in adamw(toy(), 0.3).param_groups)
+    elsewhere = toy().to("meta")  # which stands for mps: neither cpu nor cuda
+    assert not any(group["fused"] for group in adamw(elsewhere, 0.3).param_groups)
+
+
 def put_gradients(model: GPT, number: int) -> None:
     """Gradients of step `number`: small in the even ones, so that no clip cuts them, large in the odd ones."""
     generator = torch.Generator().manual_seed(number)
@@ -97,9 +116,9 @@ def by_torch(model: GPT, optimizer: torch.optim.AdamW, rate: float, clip: float)
 
 
 @pytest.mark.parametrize("clip", [1.0, 0.0, 0.05, 1e9])
-def test_an_update_is_torchs_clipping_and_then_torchs_adamw(clip):
+def test_an_update_is_torchs_clipping_and_then_torchs_adamw(made, clip):
     ours, theirs = toy(), toy()
-    one, other = adamw(ours, 0.3), adamw(theirs, 0.3)
+    one, other = made(ours, 0.3), adamw(theirs, 0.3)
     for number in range(1, 9):
         rate = 1e-3 * number
         put_gradients(ours, number), put_gradients(theirs, number)
@@ -110,11 +129,11 @@ def test_an_update_is_torchs_clipping_and_then_torchs_adamw(clip):
             torch.testing.assert_close(a, b, rtol=3e-6, atol=1e-6)
 
 
-def test_clipping_cuts_the_norm_and_no_clipping_does_not():
+def test_clipping_cuts_the_norm_and_no_clipping_does_not(made):
     # a step's first moment is a tenth of its gradient
     for clip, expected in ((1.0, 1.0), (0.0, None), (1e9, None)):
         model = toy()
-        optimizer = adamw(model, 0.0)
+        optimizer = made(model, 0.0)
         put_gradients(model, 1)
         norm = update(optimizer, 1e-3, clip, SOUND)
         moments = torch.cat([optimizer.state[p]["exp_avg"].flatten() for p in model.parameters()])
@@ -124,9 +143,9 @@ def test_clipping_cuts_the_norm_and_no_clipping_does_not():
 @pytest.mark.parametrize("fault", ["nan", "inf", "-inf", "overflow", "not sound"])
 @pytest.mark.parametrize("clip", [1.0, 0.0])
 @pytest.mark.parametrize("before", [0, 3])
-def test_what_is_not_finite_changes_nothing_now_or_in_any_later_step(fault, clip, before):
+def test_what_is_not_finite_changes_nothing_now_or_in_any_later_step(made, fault, clip, before):
     model = toy()
-    optimizer = adamw(model, 0.3)
+    optimizer = made(model, 0.3)
     for number in range(before):
         put_gradients(model, number)
         update(optimizer, 1e-3, clip, SOUND)
@@ -150,14 +169,14 @@ def test_what_is_not_finite_changes_nothing_now_or_in_any_later_step(fault, clip
         assert not any(value.any() for value in after[len(weights) :])  # nothing was counted or averaged
 
 
-def test_an_optimizer_that_was_not_stopped_goes_on_after_its_state_was_saved_and_loaded():
+def test_an_optimizer_that_was_not_stopped_goes_on_after_its_state_was_saved_and_loaded(made):
     model = toy()
-    optimizer = adamw(model, 0.3)
+    optimizer = made(model, 0.3)
     put_gradients(model, 1)
     update(optimizer, 1e-3, 1.0, SOUND)
     twin = toy()
     twin.load_state_dict(model.state_dict())
-    other = adamw(twin, 0.3)
+    other = made(twin, 0.3)
     other.load_state_dict(deepcopy(optimizer.state_dict()))  # it would share the moments
     for one, its in ((model, optimizer), (twin, other)):
         put_gradients(one, 2)

@@ -13,6 +13,7 @@ from dpo import rows as module
 from dpo.plain import get_log_probs
 from dpo.rows import Batch, Ids, answer_sums, collate, grow
 from dpo.store import encode
+from gpt import precision
 from gpt.attention import Tree, looking, may_look
 from gpt.model import GPT
 
@@ -320,6 +321,28 @@ def test_to_a_device_goes_all_that_a_device_needs():
                 assert (other[name].device.type, other[name].shape) == ("meta", part.shape), name
             elif name != "targets":
                 assert other[name] == part, name
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU to wait for")
+@pytest.mark.parametrize("numbers", ["fp32", "bf16"])
+@pytest.mark.parametrize("config", [{}, {"dropout": 0.1}, {"reorder_and_upcast_attn": True}])
+def test_from_a_batch_to_its_gradients_no_gpu_is_waited_for(make_gpt, random_ids, numbers, config):
+    cuda, batch = torch.device("cuda"), collate(random_ids(40), 128)
+    model = make_gpt(**config).to(cuda)
+
+    def step() -> None:
+        moved = batch.to(cuda)
+        look = looking(moved.tree, cuda, precision.DTYPES[numbers])
+        with precision.autocast(numbers, cuda):
+            logps = model(moved.tokens, moved.targets, moved.positions, look)
+        answer_sums(logps, moved).sum().backward()
+
+    step()  # libraries are loaded, which may wait
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 # The mask
