@@ -53,11 +53,18 @@ class Targets(NamedTuple):
 
 
 def target_logps(
-    x: Tensor, weight: Tensor, tokens: Tensor, of: Tensor | None = None, most: int = MOST, tied: Tied | None = None
-) -> Tensor:
+    x: Tensor,
+    weight: Tensor,
+    tokens: Tensor,
+    of: Tensor | None = None,
+    most: int = MOST,
+    tied: Tied | None = None,
+    squares: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
     """log softmax(x weight^T) at the tokens, (S,) float32. x: (N, C). weight: (V, C). tokens: (S,).
 
-    of: (S,) the row of x that each token is asked of; default: one of each, in order.
+    of: (S,) the row of x that each token is asked of; default: one of each, in order. squares: that and the logarithm of
+    the sum of p^2 over the vocabulary, (S,), which has no gradient.
 
     Products run in autocast's precision, or in x's own. most: bytes of logits above which they are computed again for the
     backward pass. tied: as given to `look_up`, which then makes the gradient of weight.
@@ -66,34 +73,39 @@ def target_logps(
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     with torch.autocast(device, enabled=False):
         of = torch.arange(len(x), device=x.device) if of is None else of
-        return _TargetLogps.apply(x, weight.detach() if tied else weight, tokens, of, dtype, tied, most)
+        return _TargetLogps.apply(x, weight.detach() if tied else weight, tokens, of, dtype, tied, most, squares)
 
 
 class _TargetLogps(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx, x: Tensor, weight: Tensor, tokens: Tensor, of: Tensor, dtype: torch.dtype, tied: Tied | None, most: int
-    ):
+    def forward(ctx, x: Tensor, weight: Tensor, tokens: Tensor, of: Tensor, dtype, tied, most: int, squares=False):
         matrix = weight if weight.dtype is dtype else _centred(weight, dtype)
         ctx.at_once = max(1, most // (len(matrix) * dtype.itemsize))
         h, exact = x.to(dtype), torch.promote_types(dtype, torch.float32)
         normal = torch.empty(len(x), dtype=exact, device=x.device)
         picked = torch.zeros(len(tokens), dtype=exact, device=x.device)
+        doubled = torch.empty_like(normal) if squares else None
         logits = None
         for part in _parts(len(x), ctx.at_once):
             logits = None  # the part before goes first
             logits = h[part] @ matrix.T
             for rows in _turns(len(logits), ROWS, x.device):
                 normal[part][rows] = torch.logsumexp(logits[rows].to(exact), dim=-1)
+                if squares:
+                    doubled[part][rows] = torch.logsumexp(2 * logits[rows].to(exact), dim=-1)
             inside, row = _within(of, part)
             picked += torch.where(inside, logits[row, tokens].to(exact), 0)
         ctx.save_for_backward(h, matrix, tokens, of, normal, logits if len(x) <= ctx.at_once else None)
         ctx.dtypes, ctx.tied = (x.dtype, weight.dtype), tied
-        return picked - normal[of]
+        if not squares:
+            return picked - normal[of]
+        of_squares = (doubled - 2 * normal)[of]
+        ctx.mark_non_differentiable(of_squares)
+        return picked - normal[of], of_squares
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient: Tensor):
+    def backward(ctx, gradient: Tensor, _=None):
         h, matrix, tokens, of, normal, kept = ctx.saved_tensors
         # d(sum of gradient x log p) / d(logits) is gradient at the token, less p times the gradients of all its place's tokens
         total = torch.zeros_like(normal).index_add_(0, of, gradient)
@@ -115,7 +127,7 @@ class _TargetLogps(torch.autograd.Function):
             ctx.tied.made, dw = dw, None
         elif ctx.needs_input_grad[1] and dw is None:  # no place has a target
             dw = torch.zeros_like(matrix, dtype=ctx.dtypes[1])
-        return dx, dw, None, None, None, None, None
+        return dx, dw, *[None] * 6
 
 
 class _LookUp(torch.autograd.Function):

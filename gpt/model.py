@@ -205,12 +205,14 @@ class GPT(nn.Module):
         targets: Tensor | Targets | None = None,
         positions: Tensor | None = None,
         look: Look = None,
-    ) -> Tensor:
+        squares: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Logits (B, T, V) of the next token; with `targets`, log p(target) (B, T) in float32, 0 where IGNORE.
 
         tokens, targets, positions: (B, T) integers; positions default to 0 .. T-1. look: which keys a query may look at;
         default: those not later than itself; as booleans it is broadcast to (B, H, T, T), query by key. To `targets` in the
-        form of Targets, which may ask one place for several tokens, the answer is (S,), one for each.
+        form of Targets, which may ask one place for several tokens, the answer is (S,), one for each; with `squares` a pair
+        of that and log of the sum of p^2 over the vocabulary, (S,), at the same places.
         """
         if positions is None:
             if tokens.shape[1] > self.config.n_positions:
@@ -221,17 +223,18 @@ class GPT(nn.Module):
         if targets is None:
             return self.lm_head(self.hidden(tokens, positions, look))
         if isinstance(targets, Targets):
-            return self._logps(tokens, targets, positions, look)
+            return self._logps(tokens, targets, positions, look, squares)
         places = (targets.flatten() != IGNORE).nonzero()[:, 0]
         asked = Targets(places, torch.arange(len(places), device=places.device), targets.flatten()[places])
         logps = self._logps(tokens, asked, positions, look)
         return torch.zeros(targets.numel(), device=logps.device).index_put((places,), logps).view_as(targets)
 
-    def _logps(self, tokens: Tensor, targets: Targets, positions: Tensor, look: Look) -> Tensor:
+    def _logps(self, tokens: Tensor, targets: Targets, positions: Tensor, look: Look, squares: bool = False):
         matrix = self.lm_head.weight
         tied = Tied() if self.config.tie_word_embeddings and matrix.requires_grad else None
         x = self.hidden(tokens, positions, look, wanted=targets.places, tied=tied)  # (N, C)
-        return target_logps(x, matrix, targets.tokens, targets.of, tied=tied).float()
+        found = target_logps(x, matrix, targets.tokens, targets.of, tied=tied, squares=squares)
+        return tuple(part.float() for part in found) if squares else found.float()
 
     def hidden(
         self,

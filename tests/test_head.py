@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpt import head as module
-from gpt.head import COLUMNS, ROWS, target_logps
+from gpt.head import COLUMNS, MOST, ROWS, target_logps
 
 V, C = 61, 12
 
@@ -460,3 +460,20 @@ def test_x_in_bfloat16_as_layers_under_autocast_hand_it_over_gets_its_gradient_i
     assert [part.dtype for part in found] == [torch.float32, torch.bfloat16, torch.float32]
     exact = with_gradients(by_cross_entropy, x.bfloat16().double(), weight.double(), targets, above.double())
     assert_same(found, exact, 0.03)
+
+
+@pytest.mark.parametrize("most", [MOST, 1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_sum_of_squares_is_that_of_the_softmax_and_changes_nothing_else(most, dtype):
+    g = torch.Generator().manual_seed(3)
+    x, weight = (torch.randn(n, 8, generator=g) for n in (70, 33))
+    tokens, of = torch.randint(0, 33, (90,), generator=g), torch.randint(0, 70, (90,), generator=g)
+    with torch.autocast("cpu", dtype, enabled=dtype is torch.bfloat16):
+        h = x.clone().requires_grad_()
+        logps, squares = target_logps(h, weight, tokens, of, most, squares=True)
+        alone = target_logps(other := x.clone().requires_grad_(), weight, tokens, of, most)
+    p = (x @ weight.T).softmax(-1)
+    assert torch.allclose(squares, (p * p).sum(-1).log()[of], atol=1e-5 if dtype is torch.float32 else 0.1)
+    assert not squares.requires_grad and torch.equal(logps, alone)
+    logps.sum().backward(), alone.sum().backward()
+    assert torch.equal(h.grad, other.grad)
