@@ -1,19 +1,24 @@
 """Files and folders that are whole or as they were: written beside, and renamed into place when all is written.
 
-And where they lie that can be made again: the cache.
+A folder that is read again by us is sealed: its last file has the SHA-256 of the others. And where those lie that can
+be made again: the cache.
 """
 
 import fcntl
+import hashlib
+import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, BinaryIO
 
 from safetensors import SafetensorError
 
 from gpt.command import UserError
+
+MANIFEST = "manifest.json"
 
 
 @contextmanager
@@ -55,6 +60,33 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
         os.replace(part, path)
         _sync(path.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def seal(folder: Path, names: Iterable[str], **about: str) -> None:
+    """Write manifest.json, the last file of a folder: the SHA-256 of the files `names`, and what they are `about`."""
+    manifest = about | {name: _sha256(folder / name) for name in names}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+
+
+def is_sealed(folder: Path, names: Iterable[str], **about: str) -> bool:
+    """Whether these files are byte for byte what `seal` saw, and about the same."""
+    with suppress(OSError, ValueError):
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        return manifest == about | {name: _sha256(folder / name) for name in names}
+    return False
+
+
+def sha256(file: BinaryIO) -> str:
+    """Of the rest of a file, which is read block by block."""
+    digest = hashlib.sha256()
+    while block := file.read(2**20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return sha256(file)
 
 
 def cache_folder(name: str) -> Path:
