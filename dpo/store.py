@@ -129,9 +129,10 @@ def stored(
             _clear(folder.parent)
             if found := find(folder):
                 return found
-    with TemporaryDirectory() as folder:
-        make(Path(folder), quiet=process_rank() > 0)
-        return find(Path(folder))
+    with TemporaryDirectory() as above:
+        with whole_folder(Path(above) / key) as part:
+            make(part, quiet=process_rank() > 0)
+        return find(Path(above) / key)
 
 
 def _key(path: str, tokenizer: Tokenizer, max_length: int, one_answer: bool | None) -> str:

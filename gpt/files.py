@@ -21,15 +21,19 @@ from gpt.command import UserError
 MANIFEST = "manifest.json"
 
 
+class Unwritable(UserError, OSError):
+    """What the system refuses to write. The user can mend it; who writes a cache does without, as after any OSError."""
+
+
 @contextmanager
 def whole(path: str | Path, binary: bool = False) -> Iterator[IO]:
     """A file to write, UTF-8 text or bytes, which takes the place of `path` at the end of the block and not before.
 
-    Its folder is made where it is missing. Raises UserError, naming the path, where the system refuses.
+    Its folder is made where it is missing. Raises Unwritable, naming the path, where the system refuses.
     """
     path = Path(path)
     if path.is_dir():
-        raise UserError(f"{path} is a folder; name a file")
+        raise Unwritable(f"{path} is a folder; name a file")
     part = path.with_name(path.name + ".part")
     with _named(path, part):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,6 +49,7 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
     """A folder to fill, which takes the place of `path` at the end of the block, when every file of it is on the disk.
 
     What stood at `path` lies beside it as `.old` for the moment between two renames, and then is gone.
+    Raises Unwritable, naming the path, where the system refuses.
     """
     path = Path(path).resolve()
     part, old = path.with_name(path.name + ".part"), path.with_name(path.name + ".old")
@@ -116,14 +121,14 @@ def locked(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _named(path: Path, part: Path) -> Iterator[None]:
-    """What the system refuses is a UserError that names `path`, and whatever fails leaves no `part` behind."""
+    """What the system refuses is an Unwritable that names `path`, and whatever fails leaves no `part` behind."""
     try:
         yield
     except BaseException as error:
         with suppress(OSError):
             shutil.rmtree(part) if part.is_dir() else part.unlink()
         if isinstance(error, (OSError, SafetensorError)):
-            raise UserError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from None
+            raise Unwritable(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from None
         raise
 
 

@@ -10,8 +10,26 @@ from pathlib import Path
 
 import pytest
 
-from gpt.files import cache_folder, is_sealed, locked, seal
+from gpt.command import UserError
+from gpt.files import cache_folder, is_sealed, locked, seal, whole, whole_folder
 from tests.processes import ENVIRONMENT, ROOT
+
+
+def test_what_the_system_refuses_is_an_error_of_the_users_and_of_the_system(tmp_path):
+    if not Path("/dev/full").exists():
+        pytest.skip("there is no /dev/full, which is a disk without room")
+    (tmp_path / "folder").mkdir()
+    for writes in (whole(tmp_path / "file"), whole_folder(tmp_path / "folder"), whole(tmp_path / "folder")):
+        with pytest.raises(UserError, match=str(tmp_path)) as caught, writes, open("/dev/full", "w") as disk:
+            disk.write("no room")
+        assert isinstance(caught.value, OSError) and "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_an_error_of_the_data_is_no_error_of_the_system(tmp_path):
+    with pytest.raises(UserError, match="row 3") as caught, whole_folder(tmp_path / "folder"):
+        raise UserError("row 3")
+    assert not isinstance(caught.value, OSError) and not list(tmp_path.iterdir())
 
 
 def test_a_seal_holds_as_long_as_every_file_and_what_they_are_about_stay_as_they_were(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -243,6 +244,16 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch, f
     (tmp_path / "taken").write_text("")
     monkeypatch.setenv("GPT_DPO_CACHE", str(tmp_path / "taken" / "cache"))
     check(file, tokenizer, 0.3, None, LENGTH)
+
+
+def test_a_store_that_cannot_be_written_whole_is_done_without(cache, file, tokenizer):
+    # a file where its folder is to be made; a disk that is full refuses a moment later, in the same way
+    open_examples(file, tokenizer, LENGTH, 0.3, None, {})
+    (made,) = cache.glob("*/")
+    shutil.rmtree(made)
+    made.with_name(made.name + ".part").write_text("in the way")
+    check(file, tokenizer, 0.3, None, LENGTH)
+    assert not stores(cache)
 
 
 def test_a_store_in_use_outlives_its_removal(cache, file, tokenizer):
