@@ -110,7 +110,8 @@ def stored(
     """(the pairs of the file `path`, what was dropped or cut, by reason -> rows), from the cache or made now.
 
     Where the cache cannot be written the store is made in a temporary folder, which goes as soon as it is mapped.
-    Raises UserError for a file that cannot be used, that has nothing to learn from, or one prompt in two groups.
+    Raises UserError for a file that cannot be used, that changes meanwhile, that has nothing to learn from, or one prompt
+    in two groups.
     """
     kind = "<u2" if tokenizer.vocab_size <= 2**16 else "<u4"
     key = _key(path, tokenizer, max_length, one_answer)
@@ -183,6 +184,8 @@ def _make(
         found = {pair.row: pair for pair in stream_pairs(path, {}, one_answer) if pair.row in wanted}
         raise two_groups(*map(found.__getitem__, wanted))
     (folder / "counted").write_text(json.dumps(dropped | noted), encoding="utf-8")
+    if _key(path, tokenizer, max_length, one_answer) != key:  # or the new content would stand under the old one's name
+        raise UserError(f"{path} changed while it was read; start again")
     seal(folder, (*kinds, "counted"), key=key)
 
 
