@@ -99,10 +99,10 @@ class Job:
         """What this run computes, and from what: stored with it, and compared before it is resumed.
 
         `kept` are the settings of the run that is resumed: its micro-batch, precision and threads are taken over, since
-        they change how sums are rounded.
+        they change how sums are rounded. All processes call it together, with the model on its device.
         """
         flags, trained = self.flags, 4 * _trained_count(self.policy)
-        limit = fitting(self.policy.config, world.device, reserved=3 * trained, micro=flags.micro)
+        limit = fitting(self.policy.config, world, reserved=3 * trained, micro=flags.micro)
         return {name: value for name, value in asdict(flags).items() if name not in FREE} | {
             "loss": str(self.loss),
             "lr": self.lr,

@@ -124,6 +124,7 @@ def train(job: Job, world: World) -> int:
         flags.out or agree(f"runs/{loss.terms[0].name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}", world)
     )
     found = latest_checkpoint(folder.checkpoints) if flags.resume else None
+    policy = job.policy.to(world.device)
     settings = job.settings(world, found[1]["settings"] if found else {})
     before = asdict(Flags()) | (found[1]["settings"] if found else {})  # a flag that did not exist yet had its default
     if found and (differ := [name for name in settings if settings[name] != before.get(name)]):
@@ -136,11 +137,9 @@ def train(job: Job, world: World) -> int:
         return 0
     torch.set_num_threads(settings["threads"])
     stop = StopSignal()
-    policy = job.policy
     if flags.lora:
         add_lora(policy, flags.lora, flags.lora_alpha, flags.seed)
     say(job.describe(settings, folder, world), world)
-    policy = policy.to(world.device)
     plan = Plan(loss, Way(Limit(settings["micro"], settings["tokens"]), settings["precision"], world))
     train_reference, held_out_reference = references(job, settings, plan.way)
     if loss.needs_reference:

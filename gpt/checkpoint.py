@@ -9,7 +9,6 @@
 Random numbers need not be kept: they are seeded anew at every step from (seed, step, process).
 """
 
-import hashlib
 import json
 import re
 import shutil
@@ -20,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from gpt.command import UserError
-from gpt.files import whole_folder
+from gpt.files import is_sealed, seal, whole_folder
 from gpt.parallel import process_rank
 
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
@@ -41,7 +40,7 @@ def save_checkpoint(
         }
         save_file(moments, part / FILES[1])
         (part / FILES[2]).write_text(json.dumps(state, indent=2))
-        (part / "manifest.json").write_text(json.dumps({name: _sha256(part / name) for name in FILES}, indent=2))
+        seal(part, FILES)
     for old in _checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
     return final
@@ -50,12 +49,8 @@ def save_checkpoint(
 def latest_checkpoint(folder: Path) -> tuple[Path, dict] | None:
     """The newest whole checkpoint and its state, or None. A damaged one is passed over, and its path printed."""
     for path in reversed(_checkpoints(folder)):
-        try:
-            manifest = json.loads((path / "manifest.json").read_text())
-            if all(_sha256(path / name) == manifest[name] for name in FILES):
-                return path, json.loads((path / "state.json").read_text())
-        except (OSError, ValueError, KeyError):
-            pass
+        if is_sealed(path, FILES):
+            return path, json.loads((path / FILES[2]).read_text())
         if process_rank() == 0:
             print(f"{path} is damaged or unfinished, the one before is used")
     return None
@@ -85,12 +80,3 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
 def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
     """What is frozen came from elsewhere, and is there still."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
-def _sha256(file: Path) -> str:
-    with open(file, "rb") as stream:
-        return (
-            hashlib.file_digest(stream, "sha256").hexdigest()
-            if hasattr(hashlib, "file_digest")
-            else hashlib.sha256(stream.read()).hexdigest()
-        )
