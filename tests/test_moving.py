@@ -122,8 +122,14 @@ def test_one_process_or_two_move_it_alike(toy):
 @pytest.mark.parametrize(
     "flags, expected",
     [
-        (["--reference-every", 2, "--loss", "simpo"], "--reference-every: the loss simpo(beta=2, gamma=0.5) has no reference"),
-        (["--reference-every", 2, "--lora", 4], "--reference-every moves a model's own weights; it does not go with --lora"),
+        (
+            ["--reference-every", 2, "--loss", "simpo"],
+            "--reference-every: the loss simpo(beta=2, gamma=0.5) has no reference",
+        ),
+        (
+            ["--reference-every", 2, "--lora", 4],
+            "--reference-every moves a model's own weights; it does not go with --lora",
+        ),
         (["--reference-mix", 0.5], "--reference-mix needs --reference-every"),
         (["--reference-every", 2, "--reference-mix", 0], "--reference-mix is 0.0, it must be above 0 and at most 1"),
         (["--reference-every", 2, "--reference-mix", 1.5], "--reference-mix is 1.5, it must be above 0 and at most 1"),
