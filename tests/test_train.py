@@ -200,7 +200,7 @@ from dpo import reference, step, train
 from dpo.order import Limit
 from gpt.command import run
 
-reference.AT_ONCE["cpu"] = Limit(3, 10_000)
+reference.AT_ONCE["cpu"] = Limit(1, 10_000)
 module, at = {{"reference": reference, "step": step}}[sys.argv.pop(1)], int(sys.argv.pop(1))
 passes, ask, main = iter(range(1, 10_000)), module.ask, int(os.environ.get("RANK", 0)) == 0
 
@@ -239,6 +239,19 @@ def test_a_signal_stops_in_the_midst_of_an_evaluation_or_a_step_and_the_run_resu
     lines = metrics(cut) if at > 1 else []
     assert [line["step"] for line in lines if line["split"] == "train"] == list(range(1, step + 1))[: len(lines)]
     killed(toy, "step", 0, cut, "--resume", processes=processes)
+    assert_same_bits(cut, whole)
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+def test_a_signal_stops_the_reference_pass_and_the_next_run_goes_on_from_there_to_the_same_bits(toy, processes):
+    whole, cut = toy / f"asked-at-once-{processes}", toy / f"asked-in-two-{processes}"
+    killed(toy, "reference", 0, whole, processes=processes)
+    said = killed(toy, "reference", 2 if processes else 5, cut, processes=processes, code=1 if processes else 143)
+    assert said.count("stopped by a signal in the reference pass") == 1 and "after step" not in said
+    assert not cut.exists()
+    said = killed(toy, "reference", 0, cut, processes=processes)
+    asked, known = map(int, re.search(r"reference asked about (\d+) pairs in [\d.]+ s, (\d+) known", said).groups())
+    assert asked + known == 34 and (known == 4 if not processes else 0 < known < 34)
     assert_same_bits(cut, whole)
 
 
