@@ -204,10 +204,10 @@ reference.AT_ONCE["cpu"] = Limit(1, 10_000)
 module, at = {{"reference": reference, "step": step}}[sys.argv.pop(1)], int(sys.argv.pop(1))
 passes, ask, main = iter(range(1, 10_000)), module.ask, int(os.environ.get("RANK", 0)) == 0
 
-def ask_after_a_signal(*given):
+def ask_after_a_signal(*given, **more):
     if next(passes) == at and main == ("RANK" not in os.environ):
         os.kill(os.getpid(), signal.SIGTERM)
-    return ask(*given)
+    return ask(*given, **more)
 
 module.ask = ask_after_a_signal
 run(train.main, train.Flags)
