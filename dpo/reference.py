@@ -21,8 +21,7 @@ from tqdm import tqdm
 
 from dpo.examples import Examples
 from dpo.forward import Way, ask
-from dpo.order import Limit, cut
-from gpt.command import UserError
+from dpo.order import Limit, micro_batches
 from gpt.files import cache_folder, whole
 from gpt.packed import packed
 from gpt.parallel import add_up, spread
@@ -84,23 +83,31 @@ def reference_logps(model: nn.Module, examples: Examples, wanted: Sequence[int],
         known = kept
     known = spread(known.to(world.device), world).cpu()
     wanted = np.asarray(wanted, dtype=np.int64)
-    missing = wanted[known[starts[wanted]].isnan().numpy()].tolist()
+    there = ~known[starts[wanted]].isnan().numpy()
+    missing = wanted[~there].tolist()
     if missing:
         fresh = torch.zeros(len(known), device=world.device)
-        mine = cut(missing, examples, way.limit, world)
+        # cut as if nothing were known: a run that goes on after another one was stopped has the same batches, and bits
+        batches = micro_batches(wanted.tolist(), examples, way.limit, world, without=set(wanted[there].tolist()))
         model.eval()
         if way.precision == "bf16":  # the same bits; in float32 another library would round otherwise
             model = packed(model, torch.bfloat16)
-        for rows in tqdm(mine, desc="reference", unit="batch", disable=not world.is_main, leave=False):
+        for rows in tqdm(batches, desc="reference", unit="batch", disable=not world.is_main, leave=False):
+            if not rows:
+                way.stop()  # as often as the others
+                continue
             logps, _ = ask(model, examples.ids, rows, way)
-            places = torch.cat([torch.arange(starts[i], starts[i + 1]) for i in rows])
-            fresh[places.to(world.device)] = logps
-        fresh = add_up(fresh, world).cpu()
-        asked = torch.cat([torch.arange(starts[i], starts[i + 1]) for i in missing])
-        known[asked] = fresh[asked]
+            fresh[_places(starts, rows).to(world.device)] = logps
+        places = _places(starts, missing)
+        known[places] = add_up(fresh, world).cpu()[places]
         if world.is_main:
             _write(name, known)
     return Reference(known, starts, len(missing), time.perf_counter() - began)
+
+
+def _places(starts: np.ndarray, rows: Sequence[int]) -> Tensor:
+    """Where the answer tokens of the pairs `rows` stand."""
+    return torch.cat([torch.arange(starts[i], starts[i + 1]) for i in rows])
 
 
 def _starts(examples: Examples) -> np.ndarray:
@@ -124,7 +131,7 @@ def _read(name: str, count: int) -> Tensor | None:
 def _write(name: str, logps: Tensor) -> None:
     """The SHA-256 of the numbers, then the numbers. A cache that cannot be written, or tidied, costs time only."""
     data = logps.numpy().tobytes()
-    with suppress(UserError, OSError):
+    with suppress(OSError):
         folder = cache_folder("references")
         with whole(folder / name, binary=True) as file:
             file.write(hashlib.sha256(data).digest() + data)
