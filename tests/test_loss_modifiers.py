@@ -163,13 +163,14 @@ def test_a_weight_multiplies_the_loss_and_has_no_gradient():
     assert weighted(torch.ones(4), s._replace(weight=s.weight)).tolist() == [0.0, 0.25, 0.5, 1.0]
 
 
-def test_text_of_which_every_token_is_as_likely_as_the_policy_expects_has_weight_1():
-    # a uniform distribution: log p - log sum p^2 = -log V + log V
-    V = 40
-    assert exp(-log(V) - log(V * (1 / V) ** 2)) == pytest.approx(1)
-    # of any other, p / sum p^2 is 1 on average over what is sampled
-    p = torch.tensor([0.6, 0.3, 0.1], dtype=torch.double)
-    assert (p * p / (p * p).sum()).sum().item() == pytest.approx(1)
+@pytest.mark.parametrize(
+    "p, low, high", [([0.25] * 4, 1, 1), ([1 - 3e-9, 1e-9, 1e-9, 1e-9], 1, 1), ([0.6, 0.3, 0.1], 0.8, 0.95)]
+)
+def test_what_the_policy_samples_weighs_1_where_it_is_sure_of_all_or_of_nothing_and_less_between(p, low, high):
+    p = torch.tensor(p, dtype=torch.double)
+    squares = (p**2).sum()
+    assert (p * p / squares).sum().item() == pytest.approx(1)  # of each token, on average over what is sampled
+    assert low - 1e-6 <= (p * (p / squares).log()).sum().exp().item() <= high + 1e-6  # of a long answer
 
 
 # Every loss with everything that it takes

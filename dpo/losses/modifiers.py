@@ -81,8 +81,9 @@ def weighted(losses: Tensor, s: Scores) -> Tensor:
 
     Zhou et al. 2024 (WPO, arXiv 2406.11827), equation 2, as its authors run it
 
-    The weight is exp(mean over tokens of log p - log sum p^2), of both answers: 1 for text as the policy would sample it. It is
-    made where the scores are (dpo/step.py). TRL does not cut it at 1.
+    The weight is exp(mean over tokens of log p - log sum p^2), of both answers: 1 where the policy is sure of every token,
+    or of none. Of what it samples itself p / sum p^2 is 1 on average, so the weight of an answer, a geometric mean, is
+    below. It is made where the scores are (dpo/step.py). TRL does not cut it at 1.
     For answers that another model wrote: what the policy would never say counts less. So it learns less from them,
     and the sum is not scaled back.
     """
