@@ -141,7 +141,7 @@ def by_hand(name: str, s: Scores, **keywords: float) -> list[float]:
 TRIED = {
     "beta": st.floats(0.01, 3),
     "label_smoothing": st.floats(1e-4, 0.49),
-    "tau": st.floats(0.02, 3),
+    "tau": st.floats(0.02, 1),
     "penalty": st.floats(0, 100),
     "delta": st.floats(-5, 5),
     "gamma": st.floats(0, 5),

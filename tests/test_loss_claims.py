@@ -8,8 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpo.losses import LOSSES, Scores
+from dpo.losses import LOSSES, Scores, parse_loss
 from dpo.losses.family import own_keywords
+from gpt.command import UserError
 from tests.by_hand import FORMULA, discopop, gains, pulls, random_scores, scores
 
 
@@ -123,6 +124,15 @@ def test_discopop_has_a_pit_and_a_hump_and_starts_between_them():
     assert [pull("discopop", at) > 0 for at in (-0.13, -0.11, 0, 0.06, 0.08)] == [True, False, False, False, True]
 
 
+def test_the_wrong_side_of_discopop_is_a_straight_line_up_to_the_largest_tau_that_is_taken():
+    with pytest.raises(UserError, match="at most 1"):
+        parse_loss("discopop(tau=1.001)")
+    s = Scores(*(part.float() for part in scores(-2e4, -1e4)[:6]))
+    for tau in (1e-3, 0.5, 1.0):
+        far, near = LOSSES["discopop"](s, beta=1.0, tau=tau).tolist()
+        assert far - near == pytest.approx(1e4)
+
+
 # nca, bco, sppo
 
 
@@ -156,7 +166,7 @@ def test_the_targets_of_sppo_are_500_nats_away_and_on_the_way_it_is_nearly_a_lin
         assert chosen == pytest.approx(-1000, rel=0.011) and rejected == pytest.approx(1000, rel=0.011)
 
 
-# apo, dpop
+# Descents: discopop, apo; and dpop
 
 
 def descended(name: str, steps: int = 2000) -> tuple[float, float]:
@@ -166,6 +176,11 @@ def descended(name: str, steps: int = 2000) -> tuple[float, float]:
         (chosen,), (rejected,) = pulls(name, gains([good], [bad]), beta=1.0)
         good, bad = good - 0.01 * chosen, bad - 0.01 * rejected
     return good, bad
+
+
+def test_discopop_goes_into_its_pit_and_stays_there():
+    good, bad = descended("discopop")
+    assert good - bad == pytest.approx(-0.119, abs=5e-4)
 
 
 def test_apo_zero_raises_the_chosen_answer_and_lowers_the_other():

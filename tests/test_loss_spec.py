@@ -162,6 +162,7 @@ WRONG = [
     ("robust(label_smoothing=0.5)", ["label_smoothing is 0.5", "at least 0 and below 0.5"]),
     ("exo(label_smoothing=0)", ["label_smoothing is 0", "above 0 and below 0.5"]),
     ("discopop(tau=0)", ["tau is 0", "above 0"]),
+    ("discopop(tau=1.1)", ["tau is 1.1", "at most 1"]),
     ("dpop(penalty=-1)", ["penalty is -1", "at least 0"]),
     ("bco(delta=inf)", ["delta is inf", "finite"]),
     ("bco(delta=nan)", ["delta is nan", "finite"]),
