@@ -7,9 +7,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dpo.forward import Way
+from dpo.job import Job
 from dpo.losses import LOSSES, Scores, parse_loss
 from dpo.losses.family import COUPLED, NO_REFERENCE, ONE_ANSWER
+from dpo.order import Limit
 from dpo.plain import compute_dpo_loss
+from dpo.train import Flags, references
+from gpt.parallel import World
 from tests.by_hand import KEYWORDS, pulls, random_scores
 
 OF_THE_DIFFERENCE = ["dpo", "cdpo", "robust", "hinge", "exo", "discopop", "aot"]  # of log_ratio and nothing else
@@ -81,6 +86,14 @@ def test_losses_without_a_reference_do_not_look_at_one(name):
     nan = torch.full_like(s.chosen, math.nan)
     assert torch.equal(LOSSES[name](s), LOSSES[name](s._replace(ref_chosen=nan, ref_rejected=nan)))
     assert not parse_loss(name).needs_reference
+
+
+def test_a_run_without_a_reference_loads_none_and_asks_none():
+    job = Job(Flags(loss="+".join(sorted(NO_REFERENCE)), reference="nowhere"))
+    assert job.reference is None
+    way = Way(Limit(1, 1), "fp32", World(0, 1, torch.device("cpu")))
+    for known in references(job, {}, way):
+        assert known.computed == 0 and not known.logps.any()
 
 
 def test_losses_with_one_answer_do_not_look_at_the_other():
