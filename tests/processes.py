@@ -20,10 +20,10 @@ def command(*arguments, processes: int = 0) -> list[str]:
 
 
 def call(
-    *arguments, processes: int = 0, code: int | None = 0, cwd: Path | None = None, **environment: str
+    *arguments, processes: int = 0, code: int | None = 0, cwd: Path | None = None, limit: int = 120, **environment: str
 ) -> subprocess.CompletedProcess:
     """Run it to its end and hold it to its exit code (None: any), showing what it said where that differs."""
     words, environment = command(*arguments, processes=processes), ENVIRONMENT | environment
-    done = subprocess.run(words, env=environment, cwd=cwd, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(words, env=environment, cwd=cwd, capture_output=True, text=True, timeout=limit)
     assert code is None or done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done

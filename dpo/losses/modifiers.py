@@ -14,7 +14,7 @@ from torch.nn.functional import logsigmoid
 
 from dpo.losses.scores import Scores
 
-STEEPEST = 80.0  # exponents are cut here: e^89 is infinite in float32. Beyond, a pair has no gradient
+STEEPEST = 30.0  # exponents are cut here, so that ipo can square what comes of it in float32. Beyond, no gradient
 
 
 def reverse_kl(gain: Tensor, alpha: float) -> Tensor:
@@ -43,8 +43,9 @@ def diverging(s: Scores, divergence: str = "reverse_kl", alpha: float = 0.5) -> 
 
     divergence: forward_kl, 1 - e^-gain; js, log 2 - log(1 + e^-gain); alpha, (1 - e^(-alpha * gain)) / alpha: close to
     reverse_kl for a small alpha, forward_kl at 1. TRL's alpha is 1 - ours.
-    All have slope 1 at the start. A chosen answer that became likelier earns little more by rising further, and one that fell
-    costs much: forward_kl is e^10 for a loss of 10 nats, so it serves short answers only.
+    All have slope 1 at the start, but for js, whose 1/2 halves its beta. A chosen answer that became likelier earns little
+    more by rising further, and one that fell costs much: forward_kl is e^10 for a loss of 10 nats, so it serves short
+    answers only.
     """
     slope = DIVERGENCES[divergence]
     chosen, rejected = slope(s.gain_chosen, alpha), slope(s.gain_rejected, alpha)
@@ -80,8 +81,9 @@ def weighted(losses: Tensor, s: Scores) -> Tensor:
 
     Zhou et al. 2024 (WPO, arXiv 2406.11827), equation 2, as its authors run it
 
-    The weight is exp(mean over tokens of log p - log sum p^2), of both answers: 1 for text as the policy would sample it. It is
-    made where the scores are (dpo/step.py). TRL does not cut it at 1.
+    The weight is exp(mean over tokens of log p - log sum p^2), of both answers: 1 where the policy is sure of every token,
+    or of none. Of what it samples itself p / sum p^2 is 1 on average, so the weight of an answer, a geometric mean, is
+    below. It is made where the scores are (dpo/step.py). TRL does not cut it at 1.
     For answers that another model wrote: what the policy would never say counts less. So it learns less from them,
     and the sum is not scaled back.
     """

@@ -3,14 +3,14 @@
 All see one number of a pair, x = beta * log_ratio (of means over tokens in dpo_norm and ipo). What is added to both gains
 changes nothing, so chosen and rejected may fall together.
 
-    x            -inf          0                      +inf
-    dpo          -x            ln 2                   0
-    cdpo         (1-e)|x|      ln 2                   e x, least between
-    robust       like dpo      ln 2                   -inf, never content
-    hinge        1 - x         1                      0 from x = 1 on
-    ipo          x^2           1 / (4 beta^2)         x^2, least between
-    exo          -ln e         2.76 at e = 0.001      -ln(1-e), least between
-    discopop     -x            0.85, in a pit         0
+    x            -inf                0                      +inf
+    dpo          |x|                 ln 2                   0
+    cdpo         (1-e) |x|           ln 2                   e x, least between
+    robust       (1-e) |x| / (1-2e)  ln 2                   -e x / (1-2e), never content
+    hinge        1 + |x|             1                      0 from x = 1 on
+    ipo          (x / beta)^2        1 / (4 beta^2)         (x / beta)^2, least between
+    exo          -ln e               2.76 at e = 0.001      -ln(1-e), least between
+    discopop     |x|                 0.85, in a pit         0
 """
 
 import math

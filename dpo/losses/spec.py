@@ -32,7 +32,7 @@ from gpt.command import UserError
 RANGES = {
     "beta": (0, inf, False, False),
     "label_smoothing": (0, 0.5, True, False),
-    "tau": (0, inf, False, False),
+    "tau": (0, 1, False, True),  # above, the wrong side would be exponential
     "penalty": (0, inf, True, False),
     "delta": (-inf, inf, False, False),
     "gamma": (0, inf, True, False),
