@@ -7,9 +7,10 @@ import re
 import pytest
 
 from dpo.losses import LOSSES, parse_loss
-from dpo.losses.family import CHOICES, COUPLED, EXAMPLES, MODIFIERS, TAKES, described, own_keywords
+from dpo.losses.family import CHOICES, COUPLED, EXAMPLES, MODIFIERS, TAKES, described, own_keywords, table
 from dpo.losses.spec import RANGES
 from tests.by_hand import KEYWORDS, random_scores, sigmoid, softplus
+from tests.processes import ROOT, call
 
 FUNCTIONS = {
     "log": math.log,
@@ -93,3 +94,14 @@ def test_a_modifier_says_what_it_changes_its_source_and_its_keyword(example, key
     what, source, rest = inspect.getdoc(change).split("\n\n", 2)
     assert parse_loss(example).needs(keyword) and re.search(r"arXiv \d{4}\.\d{4,5}", source)
     assert what.endswith(".") and {"divergence": "divergence:", "ld_alpha": "ld_alpha:"}.get(keyword, "") in rest
+
+
+def test_the_readme_has_the_table_that_loss_list_prints():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    between = text.split("<!-- losses -->\n")[1].split("\n<!-- /losses -->")[0]
+    assert between == table(), "README.md: put what `python dpo/train.py --loss list` prints between the marks"
+
+
+def test_loss_list_prints_the_table_and_trains_nothing(tmp_path):
+    done = call(ROOT / "dpo/train.py", "--loss", "list", "--out", tmp_path / "run")
+    assert done.stdout == table() + "\n" and not (tmp_path / "run").exists()
