@@ -18,6 +18,7 @@ from dpo import train
 from dpo.examples import open_examples
 from gpt.command import parse
 from gpt.model import GPT, GPTConfig
+from gpt.optim import learning_rate
 from gpt.tokenizer import Tokenizer
 from gpt.weights import load_gpt, save_gpt
 from tests.processes import ROOT, call
@@ -36,6 +37,7 @@ class Case(NamedTuple):
     settings: dict
     trainer: str = "DPO"
     pairs: str = "pairs"
+    flags: tuple = ()
 
 
 def dpo(spec: str, *kinds: str, weights: list[float] | None = None, **settings) -> Case:
@@ -121,7 +123,14 @@ KTO = [
     ),
 ]
 CLOSE = Case("dpo(beta=0.1)", {"loss_type": ["sigmoid"], "beta": 0.1}, pairs="close")
-ALL = CASES + FREE + KTO + [CLOSE]
+# A reference that follows the policy, and rates that are not 0: what the third step and the fifth are measured against
+RATES = [learning_rate(step, 5, 1e-3, 0) for step in range(1, 6)]
+MOVING = Case(
+    "dpo(beta=0.3)",
+    {"beta": 0.3, "sync_ref_model": True, "ref_model_mixup_alpha": 0.6, "ref_model_sync_steps": 2, "rates": RATES},
+    flags=("--steps", 5, "--lr", 1e-3, "--warmup", 0, "--grad-clip", 0, "--reference-every", 2, "--reference-mix", 0.6),
+)
+ALL = CASES + FREE + KTO + [CLOSE, MOVING]
 
 
 class Folder(NamedTuple):
@@ -132,11 +141,9 @@ class Folder(NamedTuple):
         of_data = ["--pairs", self.path / f"{pairs}.jsonl", "--held-out", 0, "--batch", 6, "--steps", 1]
         return [*models, *of_data, "--loss", spec, "--lr", 0, "--device", "cpu", "--precision", "fp32"]
 
-    def step(self, run: str) -> dict:
-        """The first step that a run has logged."""
-        lines = (self.path / run / "metrics.jsonl").read_text().splitlines()
-        (line,) = [json.loads(line) for line in lines]
-        return line
+    def steps(self, run: str) -> list[dict]:
+        """What a run has logged."""
+        return [json.loads(line) for line in (self.path / run / "metrics.jsonl").read_text().splitlines()]
 
 
 def cut_to(text: str, count: int, tokenizer: Tokenizer) -> str:
@@ -192,13 +199,13 @@ def ids(folder, tokenizer) -> dict[str, list[dict]]:
 
 
 @pytest.fixture(scope="module")
-def theirs(folder, ids) -> dict[Case, dict]:
-    """What TRL says of every case, all in one process."""
+def theirs(folder, ids) -> dict[str, list[dict]]:
+    """What TRL says of every step of every case, by its spec, all in one process."""
     asked = {
         "policy": str(folder.path / "policy"),
         "reference": str(folder.path / "reference"),
         "pairs": ids,
-        "steps": [case._asdict() for case in ALL],
+        "steps": [case._asdict() | {"flags": None} for case in ALL],
     }
     (folder.path / "asked.json").write_text(json.dumps(asked))
     call("-m", "tests.trl_steps", folder.path, cwd=ROOT, limit=600)
@@ -215,9 +222,11 @@ def signals():
         signal.signal(number, handler)
 
 
-def same(line: dict, said: dict) -> None:
-    assert line["loss"] == pytest.approx(said["loss"], rel=TOLERANCE)
-    assert line["grad_norm"] == pytest.approx(said["norm"], rel=TOLERANCE)
+def same(lines: list[dict], said: list[dict]) -> None:
+    assert len(lines) == len(said)
+    for line, one in zip(lines, said):
+        assert line["loss"] == pytest.approx(one["loss"], rel=TOLERANCE)
+        assert line["grad_norm"] == pytest.approx(one["norm"], rel=TOLERANCE)
 
 
 def test_the_pairs_are_of_many_lengths_and_the_models_apart(folder, ids, theirs):
@@ -225,26 +234,35 @@ def test_the_pairs_are_of_many_lengths_and_the_models_apart(folder, ids, theirs)
     assert len({n - m for n, m in lengths}) > 4 and any(n > m for n, m in lengths) and any(n < m for n, m in lengths)
     assert {(len(pair["prompt_ids"]), len(pair["chosen_ids"])) for pair in ids["alike"]} == {(1, 8)}
     assert {(len(pair["chosen_ids"]), len(pair["rejected_ids"])) for pair in ids["close"]} == {(8, 8), (9, 8)}
-    said = theirs["dpo"]
+    said = theirs["dpo"][0]
     assert said["rewards/chosen"] > 0.1 and said["rewards/rejected"] > 0.1 and 0 < said["rewards/accuracies"] < 1
-    assert all(theirs[case.spec]["kl"] > 1 for case in KTO)  # z is not at its bound of 0
-    assert theirs["aot"]["loss"] != pytest.approx(theirs[CLOSE.spec]["loss"], rel=1e-3)  # other pairs meet when sorted
+    assert all(theirs[case.spec][0]["kl"] > 1 for case in KTO)  # z is not at its bound of 0
+    assert theirs["aot"][0]["loss"] != pytest.approx(
+        theirs[CLOSE.spec][0]["loss"], rel=1e-3
+    )  # other pairs meet when sorted
     # some pairs are beyond the hinge's margin, some are not; and no weight of WPO is cut at 1, as TRL cuts none
-    assert 0 < theirs["hinge(beta=0.4)"]["loss"] and theirs["dpo(wpo=true)"]["loss"] < 0.9 * said["loss"]
+    assert 0 < theirs["hinge(beta=0.4)"][0]["loss"] and theirs["dpo(wpo=true)"][0]["loss"] < 0.9 * said["loss"]
     assert load_gpt(folder.path / "policy").config == load_gpt(folder.path / "reference").config
 
 
 @pytest.mark.parametrize("case", ALL, ids=[case.spec for case in ALL])
-def test_the_first_step_is_that_of_trl(folder, theirs, signals, case):
+def test_the_steps_are_those_of_trl(folder, theirs, signals, case):
     run = f"run {ALL.index(case)}"
-    argv = [*folder.flags(case.spec, case.pairs), "--out", folder.path / run]
+    argv = [*folder.flags(case.spec, case.pairs), *case.flags, "--out", folder.path / run]
     assert train.main(parse(train.Flags, list(map(str, argv)))) == 0
-    line, said = folder.step(run), theirs[case.spec]
-    same(line, said)
+    lines, said = folder.steps(run), theirs[case.spec]
+    same(lines, said)
     if case.trainer == "DPO" and case.spec != "sft" and "ld_alpha" not in case.spec:  # TRL's are of what is left
         names = [f"{what}/{side}" for what in ("rewards", "logps") for side in ("chosen", "rejected")]
         for name in (*names, "rewards/margins", "rewards/accuracies"):
-            assert line[name] == pytest.approx(said[name], rel=TOLERANCE, abs=1e-5), name
+            assert lines[0][name] == pytest.approx(said[0][name], rel=TOLERANCE, abs=1e-5), name
+
+
+def test_a_reference_that_stays_would_be_seen(folder, theirs, signals):
+    flags = [*folder.flags(MOVING.spec), *MOVING.flags, "--out", folder.path / "stays", "--reference-every", 5]
+    assert train.main(parse(train.Flags, list(map(str, flags)))) == 0
+    same(folder.steps("stays")[:2], theirs[MOVING.spec][:2])
+    assert folder.steps("stays")[2]["loss"] != pytest.approx(theirs[MOVING.spec][2]["loss"], rel=0.01)
 
 
 # Steps that ours makes of several forward passes, or on several processes, and TRL at once
@@ -256,5 +274,5 @@ APART = ["aot(beta=0.3, label_smoothing=0.2)", "aot + 0.2*sft", f"kto(desirable=
 def test_as_a_command_in_micro_batches_of_2_on_one_process_or_two_too(folder, theirs, spec, processes):
     run = f"apart {APART.index(spec)} {processes}"
     flags = [*folder.flags(spec, "close" if "aot" in spec else "pairs"), "--micro", 2, "--out", folder.path / run]
-    call(ROOT / "dpo" / "train.py", *flags, processes=processes)
-    same(folder.step(run), theirs[spec])
+    call(ROOT / "dpo" / "train.py", *flags, processes=processes, limit=300)
+    same(folder.steps(run), theirs[spec])

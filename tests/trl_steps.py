@@ -1,8 +1,8 @@
-"""The first step of TRL's trainers on given ids, in a process of its own: `python -m tests.trl_steps FOLDER`.
+"""The first steps of TRL's trainers on given ids, in a process of its own: `python -m tests.trl_steps FOLDER`.
 
 FOLDER/asked.json has the model folders, pairs of ids by name, and what is asked: a trainer, its settings, which pairs.
-FOLDER/said.json will have of each the loss and the norm of the gradient of a step over all those pairs at once, and
-what the trainer logged. The ids are ours, and nothing else of ours comes near: model, forward pass, loss and gradient are
+FOLDER/said.json will have of each, step by step over all those pairs at once, the loss, the norm of the gradient, and what
+the trainer logged. The ids are ours, and nothing else of ours comes near: model, forward pass, loss and gradient are
 transformers' and TRL's.
 """
 
@@ -23,15 +23,20 @@ from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 
 class Noting:
-    """A trainer that notes the loss of its step, the norm of the gradient, and what it would log."""
+    """A trainer that notes the loss of each step, the norm of the gradient and what it would log, and keeps given rates."""
 
     def training_step(self, model, *rest):
         loss = super().training_step(model, *rest)
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         logged = getattr(self, "_metrics", None) or self._stored_metrics
-        self.noted = {name: values[-1] for name, values in logged["train"].items()}
-        self.noted |= {"loss": loss.item(), "norm": torch.nn.utils.get_total_norm(gradients).item()}
+        line = {name: values[-1] for name, values in logged["train"].items()}
+        self.noted.append(line | {"loss": loss.item(), "norm": torch.nn.utils.get_total_norm(gradients).item()})
         return loss
+
+    def create_scheduler(self, num_training_steps: int, optimizer=None):
+        rates = [*self.rates, 0.0]  # asked once more after the last step
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, rates.__getitem__)
+        return self.lr_scheduler
 
 
 class AsTheyAre:
@@ -84,8 +89,9 @@ class ORPO(Noting, Labelled, ORPOTrainer):
     config = ORPOConfig
 
 
-def step(trainer: str, settings: dict, rows: list[dict], policy: str, reference: str) -> dict:
+def steps(trainer: str, settings: dict, rows: list[dict], policy: str, reference: str) -> list[dict]:
     cls, settings = {"DPO": DPO, "KTO": KTO, "CPO": CPO, "ORPO": ORPO}[trainer], dict(settings)
+    rates = settings.pop("rates", [0.0])
     tokenizer = AutoTokenizer.from_pretrained(policy)
     tokenizer.pad_token = tokenizer.eos_token
     models = [GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32) for folder in (policy, reference)]
@@ -95,8 +101,9 @@ def step(trainer: str, settings: dict, rows: list[dict], policy: str, reference:
         rows = [row | {"prompt": "a", "chosen": "b", "rejected": "c"} for row in rows]
     with tempfile.TemporaryDirectory() as folder:
         config = cls.config(
-            output_dir=folder, use_cpu=True, bf16=False, gradient_checkpointing=False, max_steps=1, max_grad_norm=0.0,
-            per_device_train_batch_size=len(rows), learning_rate=0.0, logging_strategy="no", save_strategy="no",
+            output_dir=folder, use_cpu=True, bf16=False, gradient_checkpointing=False, max_steps=len(rates), max_grad_norm=0.0,
+            per_device_train_batch_size=len(rows), learning_rate=1.0, adam_beta2=0.95, weight_decay=0.01,
+            logging_strategy="no", save_strategy="no",
             report_to="none", disable_tqdm=True, dataloader_pin_memory=False, **settings,
         )  # fmt: skip
         more = {"ref_model": models[1]} if cls in (DPO, KTO) else {}
@@ -107,6 +114,7 @@ def step(trainer: str, settings: dict, rows: list[dict], policy: str, reference:
             processing_class=tokenizer,
             **more,
         )
+        found.noted, found.rates = [], rates
         found.train()
     return found.noted
 
@@ -115,7 +123,7 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     asked = json.loads((folder / "asked.json").read_text())
     said = [
-        step(one["trainer"], one["settings"], asked["pairs"][one["pairs"]], asked["policy"], asked["reference"])
+        steps(one["trainer"], one["settings"], asked["pairs"][one["pairs"]], asked["policy"], asked["reference"])
         for one in asked["steps"]
     ]
     (folder / "said.json").write_text(json.dumps(said))
