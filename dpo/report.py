@@ -1,6 +1,8 @@
-"""Pictures. So far one: the family of losses on a sheet.
+"""Pictures, each a command of its own.
 
     python dpo/report.py losses --out docs/losses.svg
+
+What is drawn stands in a file of its own (dpo/loss_sheet.py), and is imported when it is asked for: matplotlib is an extra.
 """
 
 import re
