@@ -180,7 +180,7 @@ def compare(
 
 def way_for(model: GPT, world: World) -> Way:
     """How a model is asked here: in float32."""
-    return Way(fitting(model.config, world.device), "fp32", world)
+    return Way(fitting(model.config, world), "fp32", world)
 
 
 def pair_metrics(

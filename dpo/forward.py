@@ -18,7 +18,7 @@ from dpo.rows import Batch, Ids, collate
 from gpt import precision
 from gpt.attention import looking
 from gpt.model import GPTConfig
-from gpt.parallel import World, processes_here
+from gpt.parallel import World, least, processes_here
 
 ANY = 2**31  # of pairs or tokens, no limit
 
@@ -46,21 +46,22 @@ def ask(
         return model(batch.tokens, batch.targets, batch.positions, look, squares), batch
 
 
-def fitting(config: GPTConfig, device: torch.device, reserved: int = 0, micro: int = 0) -> Limit:
+def fitting(config: GPTConfig, world: World, reserved: int = 0, micro: int = 0) -> Limit:
     """What a forward pass with its backward may take: `micro` pairs, or (0) what fits half of the device's free memory.
 
     reserved: bytes that other things, not there yet, will take. On CPU no more than 2,048 tokens: products of that
-    many rows are as fast as they get.
+    many rows are as fast as they get. Every process gets what fits the one with the least memory, since all must cut a
+    step into the same number of passes; so all must ask.
     """
     if micro:
         return Limit(micro, ANY)
-    if device.type == "cuda":
-        free, most = torch.cuda.mem_get_info(device)[0], 32768
+    if world.device.type == "cuda":
+        free, most = torch.cuda.mem_get_info(world.device)[0], 32768
     else:
         free, most = _free_memory() // processes_here(), 2048
     # floats a token, counted, not measured: 34 C in each layer and, as if all were answers, its logits
     each = 4 * (34 * config.n_embd * config.n_layer + config.vocab_size)
-    return Limit(ANY, max(1, min((free - reserved) // 2 // each, most)))
+    return Limit(ANY, least(max(1, min((free - reserved) // 2 // each, most)), world))
 
 
 def _free_memory() -> int:

@@ -51,6 +51,8 @@ class Job:
             RunFolder(flags.out).check_free(flags.resume)
         elif flags.resume:
             raise UserError("--resume needs --out, the run folder to continue")
+        if flags.reference_every and not self.loss.needs_reference:
+            raise UserError(f"--reference-every: the loss {self.loss} has no reference")
         self.policy, self.tokenizer, self.origin = open_model(flags.init, flags.seed, flags.dropout)
         self.reference, self.reference_origin = None, ""  # none: the policy before its first update
         if flags.reference and self.loss.needs_reference:
@@ -99,10 +101,10 @@ class Job:
         """What this run computes, and from what: stored with it, and compared before it is resumed.
 
         `kept` are the settings of the run that is resumed: its micro-batch, precision and threads are taken over, since
-        they change how sums are rounded.
+        they change how sums are rounded. All processes call it together, with the model on its device.
         """
         flags, trained = self.flags, 4 * _trained_count(self.policy)
-        limit = fitting(self.policy.config, world.device, reserved=3 * trained, micro=flags.micro)
+        limit = fitting(self.policy.config, world, reserved=3 * trained, micro=flags.micro)
         return {name: value for name, value in asdict(flags).items() if name not in FREE} | {
             "loss": str(self.loss),
             "lr": self.lr,
@@ -179,6 +181,7 @@ AT_LEAST_0 = (
     "max_length",
     "lr",
     "lora",
+    "reference_every",
 )
 FRACTIONS = ("warmup", "held_out", "dropout")
 
@@ -188,6 +191,12 @@ def _check_ranges(flags) -> None:
     check_range(flags, AT_LEAST_0, 0)
     check_range(flags, FRACTIONS, 0, below=1)
     check_range(flags, ("seed",), 0, below=2**31)
+    if flags.reference_mix is not None and not flags.reference_every:
+        raise UserError("--reference-mix needs --reference-every, the steps after which the reference moves")
+    if flags.reference_mix is not None and not 0 < flags.reference_mix <= 1:
+        raise UserError(f"--reference-mix is {flags.reference_mix}, it must be above 0 and at most 1")
+    if flags.reference_every and flags.lora:
+        raise UserError("--reference-every moves a model's own weights; it does not go with --lora")
     if flags.lora_alpha is not None and not flags.lora:
         raise UserError("--lora-alpha needs --lora, the rank of the adapters")
     if flags.lora_alpha is not None and not 0 < flags.lora_alpha < math.inf:

@@ -40,6 +40,7 @@ class Reference(NamedTuple):
     starts: np.ndarray  # (pairs + 1,): where each pair begins
     computed: int = 0  # pairs that were asked in this run, over all processes
     seconds: float = 0.0
+    model: None = None  # it is asked no more
 
     @property
     def described(self) -> str:
@@ -51,6 +52,9 @@ class Reference(NamedTuple):
     def of(self, rows: Sequence[int]) -> Tensor:
         """Of the pairs `rows`, (S,), in the order in which a batch has them."""
         return torch.cat([self.logps[self.starts[i] : self.starts[i + 1]] for i in rows])
+
+    def follow(self, policy: nn.Module, step: int) -> None:
+        """It stays where it is; dpo/moving.py has one that does not."""
 
     def sums(self, examples: Examples) -> Tensor:
         """log pi_ref of whole answers, (pairs, 2): chosen, rejected."""

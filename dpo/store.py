@@ -8,7 +8,7 @@
     margins   NaN | 0.5                                   the field of that name; NaN where a row has none
 
 A store lies in the cache (gpt/files.py), named by the hash of all that it depends on. The first process that needs it
-makes it while the others wait; a later run finds it. It is whole or absent, and checked by SHA-256 when it is opened.
+makes it while the others wait; a later run finds it. It is whole or absent, and sealed.
 """
 
 import hashlib
@@ -22,16 +22,15 @@ from itertools import chain, islice
 from pathlib import Path
 from stat import S_ISREG
 from tempfile import TemporaryDirectory
-from typing import BinaryIO
 
 import numpy as np
 from tqdm import tqdm
 
 from data.pairs import TEMPLATE, Groups, Pair, nothing_left, pair_at, placed_pairs, side, stream_pairs, two_groups
-from data.reading import BLOCK, opened
+from data.reading import opened
 from dpo.rows import Ids
 from gpt.command import UserError
-from gpt.files import cache_folder, locked, whole_folder
+from gpt.files import cache_folder, is_sealed, locked, seal, sha256, whole_folder
 from gpt.parallel import process_rank
 from gpt.tokenizer import SPLIT, Tokenizer
 from gpt.vocabulary import END_OF_TEXT
@@ -121,7 +120,8 @@ def stored(
     """(the pairs of the file `path`, what was dropped or cut, by reason -> rows), from the cache or made now.
 
     Where the cache cannot be written the store is made in a temporary folder, which goes as soon as it is mapped.
-    Raises UserError for a file that cannot be used, that has nothing to learn from, or one prompt in two groups.
+    Raises UserError for a file that cannot be used, that changes meanwhile, that has nothing to learn from, or one prompt
+    in two groups.
     """
     kind = "<u2" if tokenizer.vocab_size <= 2**16 else "<u4"
     key = _key(path, tokenizer, max_length, one_answer)
@@ -140,9 +140,10 @@ def stored(
             _clear(folder.parent)
             if found := find(folder):
                 return found
-    with TemporaryDirectory() as folder:
-        make(Path(folder), quiet=process_rank() > 0)
-        return find(Path(folder))
+    with TemporaryDirectory() as above:
+        with whole_folder(Path(above) / key) as part:
+            make(part, quiet=process_rank() > 0)
+        return find(Path(above) / key)
 
 
 def _key(path: str, tokenizer: Tokenizer, max_length: int, one_answer: bool | None) -> str:
@@ -150,16 +151,9 @@ def _key(path: str, tokenizer: Tokenizer, max_length: int, one_answer: bool | No
     with opened(Path(path)) as file:
         if not S_ISREG(os.fstat(file.fileno()).st_mode):
             raise UserError(f"{path} is no regular file, and pairs are read more than once; save them to one")
-        content = _digest(file)
+        content = sha256(file)
     vocabulary = (sorted(tokenizer.ids.items()), list(tokenizer.merges), tokenizer.end_of_text, SPLIT)
     return hashlib.sha256(repr((FORMAT, content, TEMPLATE, vocabulary, max_length, one_answer)).encode()).hexdigest()
-
-
-def _digest(file: BinaryIO) -> str:
-    digest = hashlib.sha256()
-    while block := file.read(BLOCK):
-        digest.update(block)
-    return digest.hexdigest()
 
 
 def _make(
@@ -172,7 +166,7 @@ def _make(
     folder: Path,
     quiet: bool,
 ) -> None:
-    """Read, check and tokenize the file `path`, and write the columns into `folder`, the manifest last."""
+    """Read, check and tokenize the file `path`, and write the columns into `folder`, sealed."""
     kinds, groups = KINDS | {"tokens": kind}, Groups()
     dropped: dict[str, list[int]] = {}
     noted: dict[str, list[int]] = {}
@@ -200,40 +194,31 @@ def _make(
         found = {pair.row: pair for pair in stream_pairs(path, {}, one_answer) if pair.row in wanted}
         raise two_groups(*map(found.__getitem__, wanted))
     (folder / "counted").write_text(json.dumps(dropped | noted), encoding="utf-8")
-    digests = {}
-    for name in (*kinds, "counted"):
-        with open(folder / name, "rb") as file:
-            digests[name] = _digest(file)
-    (folder / "manifest.json").write_text(json.dumps({"key": key, "sha256": digests}, indent=2), encoding="utf-8")
+    if _key(path, tokenizer, max_length, one_answer) != key:  # or the new content would stand under the old one's name
+        raise UserError(f"{path} changed while it was read; start again")
+    seal(folder, (*kinds, "counted"), key=key)
 
 
 def _find(path: str, kind: str, key: str, folder: Path) -> tuple[Store, dict[str, list[int]]] | None:
     """What `_make` wrote into `folder`, mapped, or None where it is not there, cut, damaged, or of another key."""
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        if manifest["key"] != key:
-            return None
-        kinds = KINDS | {"tokens": kind, "counted": "u1"}
-        column = {name: _mapped(folder / name, kinds[name], manifest["sha256"][name]) for name in kinds}
-    except (OSError, ValueError, LookupError, TypeError):
+    kinds = KINDS | {"tokens": kind}
+    if not is_sealed(folder, (*kinds, "counted"), key=key):
         return None
-    with suppress(OSError):
+    with suppress(OSError):  # another user's
         os.utime(folder)  # used now
-    counted = json.loads(column.pop("counted").tobytes())
+    try:
+        column = {name: _mapped(folder / name, kinds[name]) for name in kinds}
+        counted = json.loads((folder / "counted").read_text(encoding="utf-8"))
+    except OSError:  # removed meanwhile
+        return None
     places = column.pop("places").reshape(-1, 2)
     rows = column["rows"]
     return Store(**column, pair=lambda i: pair_at(path, *places[i].tolist(), int(rows[i]))), counted
 
 
-def _mapped(path: Path, kind: str, digest: str) -> np.ndarray:
-    """A file as numbers, mapped. It is read to be checked, not through the map, which would count as memory of ours.
-
-    Raises ValueError where its bytes are not those that were written.
-    """
-    with open(path, "rb") as file:
-        if _digest(file) != digest:
-            raise ValueError(f"{path} is damaged")
-        return np.asarray(np.memmap(file, kind, mode="r")) if file.tell() else np.empty(0, kind)
+def _mapped(path: Path, kind: str) -> np.ndarray:
+    """A file as numbers, mapped."""
+    return np.asarray(np.memmap(path, kind, mode="r")) if path.stat().st_size else np.empty(0, kind)
 
 
 def _clear(cache: Path) -> None:

@@ -23,6 +23,7 @@ from dpo.card import model_card
 from dpo.forward import Way
 from dpo.job import Job
 from dpo.losses.family import table
+from dpo.moving import Moving, frozen_copy
 from dpo.order import Limit, pairs_met, steps_of
 from dpo.reference import Reference, no_reference, reference_logps
 from dpo.run_folder import SHOWN, RunFolder
@@ -63,6 +64,10 @@ class Flags:
     reference: str = flag(
         "", "model, as in --init, that log-ratios are taken against; empty: what --init names", "loss"
     )
+    reference_every: int = flag(
+        0, "steps after which the reference moves towards the policy (TR-DPO); 0: it never does", "loss"
+    )
+    reference_mix: float = flag(None, "how much of the way it moves, 1 being all; unset: 0.6", "loss")
     epochs: int = flag(1, "passes over the pairs", "steps")
     steps: int = flag(0, "optimizer steps; 0: as many as the epochs give", "steps")
     batch: int = flag(64, "pairs per step, over all processes", "steps")
@@ -124,6 +129,7 @@ def train(job: Job, world: World) -> int:
         flags.out or agree(f"runs/{loss.terms[0].name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}", world)
     )
     found = latest_checkpoint(folder.checkpoints) if flags.resume else None
+    policy = job.policy.to(world.device)
     settings = job.settings(world, found[1]["settings"] if found else {})
     before = asdict(Flags()) | (found[1]["settings"] if found else {})  # a flag that did not exist yet had its default
     if found and (differ := [name for name in settings if settings[name] != before.get(name)]):
@@ -136,11 +142,9 @@ def train(job: Job, world: World) -> int:
         return 0
     torch.set_num_threads(settings["threads"])
     stop = StopSignal()
-    policy = job.policy
     if flags.lora:
         add_lora(policy, flags.lora, flags.lora_alpha, flags.seed)
     say(job.describe(settings, folder, world), world)
-    policy = policy.to(world.device)
     plan = Plan(loss, Way(Limit(settings["micro"], settings["tokens"]), settings["precision"], world))
     train_reference, held_out_reference = references(job, settings, plan.way)
     if loss.needs_reference:
@@ -148,7 +152,7 @@ def train(job: Job, world: World) -> int:
 
     optimizer = adamw(policy, flags.weight_decay)
     if found:
-        load_checkpoint(found[0], policy, optimizer)
+        load_checkpoint(found[0], policy, optimizer, train_reference.model)
     if world.is_main:
         versions = {"python": platform.python_version(), "torch": torch.__version__}
         record = {"flags": job.record(), "settings": settings, "processes": world.size, "versions": versions}
@@ -186,6 +190,7 @@ def train(job: Job, world: World) -> int:
             check_unmoved(float(log_ratio), settings["precision"])
         rate = learning_rate(step, steps, job.lr, flags.warmup)
         norm = update(optimizer, rate, flags.grad_clip, totals.sound)
+        train_reference.follow(policy, step)
         watch.waiting.append(Done(step, indices, totals, norm, rate))
         if not (due(step, log_every) or due(step, flags.save_every) or due(step, flags.eval_every)):
             continue
@@ -195,7 +200,8 @@ def train(job: Job, world: World) -> int:
                 bar.set_postfix({short: f"{line[name]:.3g}" for short, name in BAR.items() if name in line})
         stopped = stop.on_any(world)
         if world.is_main and (stopped or due(step, flags.save_every)):
-            save_checkpoint(folder.checkpoints, policy, optimizer, {"step": step, "settings": settings})
+            state = {"step": step, "settings": settings}
+            save_checkpoint(folder.checkpoints, policy, optimizer, state, train_reference.model)
         if stopped:
             say(f"\nstopped by a signal after step {step}; continue with --resume --out {folder.path}", world)
             return 143
@@ -214,22 +220,27 @@ def train(job: Job, world: World) -> int:
     return 0
 
 
-def references(job: Job, settings: dict, way: Way) -> tuple[Reference, Reference]:
-    """What the reference says of the pairs that will be met, and of the held-out ones. It is not needed any more then."""
-    flags, found = job.flags, []
+def references(job: Job, settings: dict, way: Way) -> tuple[Reference | Moving, Reference | Moving]:
+    """What the reference says of the pairs that will be met, and of the held-out ones. Unless it moves, it is asked here,
+    before the policy does, and not needed any more."""
+    flags, every = job.flags, range(len(job.held_out.ids))
+    if not job.loss.needs_reference:
+        return no_reference(job.train), no_reference(job.held_out)
+    model = (job.reference or job.policy).to(
+        way.world.device
+    )  # unless --reference names another, the policy is its own
+    job.reference = None
+    if flags.reference_every:
+        moving = Moving(frozen_copy(model), job.train, way, flags.reference_every, flags.reference_mix or 0.6)
+        return moving, moving._replace(examples=job.held_out)
     # a resumed run too asks for the pairs of all steps: other batches would round otherwise, and its bits would differ
     met = pairs_met(job.steps, len(job.train.ids), flags.batch, flags.seed)
-    for examples, wanted in ((job.train, met), (job.held_out, range(len(job.held_out.ids)))):
-        if not job.loss.needs_reference:
-            found.append(no_reference(examples))
-            continue
-        # before the policy moves: unless --reference names another model, it is its own reference
-        model = (job.reference or job.policy).to(way.world.device)
-        sha256 = settings["reference_sha256"] or settings["init_sha256"]
-        with without_adapters(job.policy):
-            found.append(reference_logps(model, examples, wanted, way, sha256))
-    job.reference = None
-    return found[0], found[1]
+    sha256 = settings["reference_sha256"] or settings["init_sha256"]
+    with without_adapters(job.policy):
+        return (
+            reference_logps(model, job.train, met, way, sha256),
+            reference_logps(model, job.held_out, every, way, sha256),
+        )
 
 
 def check_unmoved(log_ratio: float, numbers: str) -> None:

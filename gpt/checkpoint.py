@@ -4,12 +4,12 @@
         model.safetensors        parameters that train, by name, float32
         optimizer.safetensors    AdamW's moments: NAME/exp_avg, NAME/exp_avg_sq, NAME/step
         state.json               the step and whatever else the caller must find again
-        manifest.json            SHA-256 of the three, written last: without it the folder is no checkpoint
+        reference.safetensors    the reference, where it moves
+        manifest.json            SHA-256 of the others, written last: without it the folder is no checkpoint
 
 Random numbers need not be kept: they are seeded anew at every step from (seed, step, process).
 """
 
-import hashlib
 import json
 import re
 import shutil
@@ -20,16 +20,25 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from gpt.command import UserError
-from gpt.files import whole_folder
+from gpt.files import is_sealed, seal, whole_folder
 from gpt.parallel import process_rank
 
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
+REFERENCE = "reference.safetensors"
 
 
 def save_checkpoint(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict, keep: int = 2
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: dict,
+    reference: nn.Module | None = None,
+    keep: int = 2,
 ) -> Path:
-    """Write `folder/step-N` for N = state["step"], and remove all but the newest `keep`. Only the main process calls it."""
+    """Write `folder/step-N` for N = state["step"], and remove all but the newest `keep`. Only the main process calls it.
+
+    reference: a second model whose parameters change too.
+    """
     final = folder / f"step-{state['step']:06d}"
     names = {parameter: name for name, parameter in _trained(model).items()}
     with whole_folder(final) as part:
@@ -41,7 +50,9 @@ def save_checkpoint(
         }
         save_file(moments, part / FILES[1])
         (part / FILES[2]).write_text(json.dumps(state, indent=2))
-        (part / "manifest.json").write_text(json.dumps({name: _sha256(part / name) for name in FILES}, indent=2))
+        if reference:
+            save_file({name: p.detach().contiguous() for name, p in reference.named_parameters()}, part / REFERENCE)
+        seal(part, _files(part))
     for old in _checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
     return final
@@ -50,15 +61,15 @@ def save_checkpoint(
 def latest_checkpoint(folder: Path) -> tuple[Path, dict] | None:
     """The newest whole checkpoint and its state, or None. A damaged one is passed over, and its path printed."""
     for path in reversed(_checkpoints(folder)):
-        try:
-            manifest = json.loads((path / "manifest.json").read_text())
-            if all(_sha256(path / name) == manifest[name] for name in FILES):
-                return path, json.loads((path / "state.json").read_text())
-        except (OSError, ValueError, KeyError):
-            pass
+        if is_sealed(path, _files(path)):
+            return path, json.loads((path / FILES[2]).read_text())
         if process_rank() == 0:
             print(f"{path} is damaged or unfinished, the one before is used")
     return None
+
+
+def _files(path: Path) -> tuple[str, ...]:
+    return (*FILES, REFERENCE) if (path / REFERENCE).exists() else FILES
 
 
 def _checkpoints(folder: Path) -> list[Path]:
@@ -67,7 +78,9 @@ def _checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
 
-def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def load_checkpoint(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, reference: nn.Module | None = None
+) -> None:
     """Put the parameters and the optimizer's state back, in place. Raises UserError where they are of another model."""
     names = _trained(model)
     weights, moments = load_file(path / FILES[0]), load_file(path / FILES[1])
@@ -76,6 +89,10 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     with torch.no_grad():
         for name, parameter in names.items():
             parameter.copy_(weights[name])
+        if reference:
+            stored = load_file(path / REFERENCE)
+            for name, parameter in reference.named_parameters():
+                parameter.copy_(stored[name])
     for key, value in moments.items():
         name, _, field = key.rpartition("/")
         parameter = names[name]
@@ -85,12 +102,3 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
 def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
     """What is frozen came from elsewhere, and is there still."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
-def _sha256(file: Path) -> str:
-    with open(file, "rb") as stream:
-        return (
-            hashlib.file_digest(stream, "sha256").hexdigest()
-            if hasattr(hashlib, "file_digest")
-            else hashlib.sha256(stream.read()).hexdigest()
-        )

@@ -34,9 +34,10 @@ class LoRALinear(nn.Linear):
     def __init__(self, linear: nn.Linear, rank: int, alpha: float):
         super().__init__(linear.in_features, linear.out_features, device="meta")
         self.weight, self.bias = linear.weight, linear.bias
-        self.lora_A = nn.Parameter(torch.empty(rank, linear.in_features, device=linear.weight.device))
-        self.lora_B = nn.Parameter(torch.zeros(linear.out_features, rank, device=linear.weight.device))
-        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))  # as in the authors' code: uniform within 1 / sqrt(in)
+        A, B = torch.empty(rank, linear.in_features), torch.zeros(linear.out_features, rank)
+        nn.init.kaiming_uniform_(A, a=math.sqrt(5))  # as in the authors' code: uniform within 1 / sqrt(in)
+        # made on the CPU, whose random numbers are the same whatever device the model is on
+        self.lora_A, self.lora_B = (nn.Parameter(part.to(linear.weight.device)) for part in (A, B))
         self.rank, self.alpha, self.active = rank, alpha, True
 
     def forward(self, x: Tensor) -> Tensor:

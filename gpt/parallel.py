@@ -123,6 +123,15 @@ def add_up(values: Tensor, world: World) -> Tensor:
     return values
 
 
+def least(value: int, world: World) -> int:
+    """The smallest `value` that a process has, on every process."""
+    if world.size == 1:
+        return value
+    found = torch.tensor(value, device=world.device)
+    dist.all_reduce(found, dist.ReduceOp.MIN)
+    return int(found)
+
+
 def spread(values: Tensor, world: World) -> Tensor:
     """The main process's `values` on every process, in place."""
     if world.size > 1:

@@ -11,6 +11,7 @@ masks as buffers, keep its numbers in float16 or bfloat16.
 import hashlib
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -187,8 +188,13 @@ def random_gpt(size: str, vocab_size: int, seed: int, dropout: float = 0.0) -> G
 
 
 def fingerprint(model: GPT) -> str:
-    """SHA-256 of every parameter, by name: two models with the same one compute the same."""
-    digest = hashlib.sha256()
+    """SHA-256 of the configuration and of every parameter, by name: two models with the same one compute the same.
+
+    The same weights compute something else with more heads or another activation. Dropout, which eval mode ignores, does
+    not count.
+    """
+    config = asdict(model.config) | {"dropout": 0.0, "n_inner": model.config.n_inner or 4 * model.config.n_embd}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())

@@ -1,4 +1,7 @@
-"""gpt/files.py: where the cache lies, and a lock that ends with its holder. Writing whole is held in tests/test_run_folder.py."""
+"""gpt/files.py: seals, where the cache lies, and a lock that ends with its holder.
+
+Writing whole is held in tests/test_run_folder.py.
+"""
 
 import signal
 import subprocess
@@ -7,8 +10,41 @@ from pathlib import Path
 
 import pytest
 
-from gpt.files import cache_folder, locked
+from gpt.command import UserError
+from gpt.files import cache_folder, is_sealed, locked, seal, whole, whole_folder
 from tests.processes import ENVIRONMENT, ROOT
+
+
+def test_what_the_system_refuses_is_an_error_of_the_users_and_of_the_system(tmp_path):
+    if not Path("/dev/full").exists():
+        pytest.skip("there is no /dev/full, which is a disk without room")
+    (tmp_path / "folder").mkdir()
+    for writes in (whole(tmp_path / "file"), whole_folder(tmp_path / "folder"), whole(tmp_path / "folder")):
+        with pytest.raises(UserError, match=str(tmp_path)) as caught, writes, open("/dev/full", "w") as disk:
+            disk.write("no room")
+        assert isinstance(caught.value, OSError) and "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_an_error_of_the_data_is_no_error_of_the_system(tmp_path):
+    with pytest.raises(UserError, match="row 3") as caught, whole_folder(tmp_path / "folder"):
+        raise UserError("row 3")
+    assert not isinstance(caught.value, OSError) and not list(tmp_path.iterdir())
+
+
+def test_a_seal_holds_as_long_as_every_file_and_what_they_are_about_stay_as_they_were(tmp_path):
+    for name, text in {"a": "one", "b": "", "unsealed": "any"}.items():
+        (tmp_path / name).write_text(text)
+    assert not is_sealed(tmp_path, "ab", key="k")
+    seal(tmp_path, "ab", key="k")
+    (tmp_path / "unsealed").write_text("other")
+    assert is_sealed(tmp_path, "ab", key="k")
+    assert not is_sealed(tmp_path, "ab", key="l") and not is_sealed(tmp_path, "ab") and not is_sealed(tmp_path, "a")
+    for change in ("longer", ""):
+        (tmp_path / "b").write_text(change)
+        assert is_sealed(tmp_path, "ab", key="k") == (not change)
+    (tmp_path / "a").unlink()
+    assert not is_sealed(tmp_path, "ab", key="k")
 
 
 def test_the_cache_lies_where_it_was_asked_for_or_where_caches_lie(monkeypatch, tmp_path):

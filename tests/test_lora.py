@@ -182,6 +182,12 @@ def test_the_seed_alone_decides_a_and_chance_elsewhere_is_not_disturbed(make_gpt
     assert alike and not any(torch.equal(first[i], first[j]) for i, j in alike)  # each layer has its own
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no other device")
+def test_adapters_begin_alike_on_every_device(make_gpt):
+    here, there = (adapters(add_lora(make_gpt().to(device), 4, seed=5)) for device in ("cpu", "cuda"))
+    assert all(torch.equal(layer.lora_A, there[name].lora_A.cpu()) for name, layer in here.items())
+
+
 @pytest.mark.parametrize("rank", [32, 33, 1000])
 def test_a_rank_not_below_the_width_is_refused_and_the_model_left_as_it_was(make_gpt, rank):
     model = make_gpt()

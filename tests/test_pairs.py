@@ -111,8 +111,14 @@ def test_family_group_and_unknown_fields_are_kept_or_passed_over(read):
     assert (pair.family, pair.group) == ("sum", "sum: 2 + 3")
 
 
+def test_a_margin_is_a_number_or_none(read):
+    rows = [{"prompt": "a", "chosen": "b", "rejected": "c"} | more for more in ({"margin": 2}, {"margin": None}, {})]
+    assert [pair.margin for pair in read(json.dumps(rows))] == [2.0, None, None]
+
+
 # Refusing
 
+GOOD_PAIR = {"prompt": "a", "chosen": "b", "rejected": "c"}
 MISSING = [
     ("chosen", {"prompt": "a", "rejected": "c"}, ["row 2", "'chosen' is missing", "prompt", "rejected"]),
     ("prompt", {"chosen": "a", "rejected": "c"}, ["row 2", "'prompt'", "'instruction'", "chosen", "rejected"]),
@@ -139,6 +145,9 @@ MISSING = [
         {"prompt": "a", "chosen": "b \ud83d", "rejected": "c"},
         ["row 2", "'chosen'", "character 2"],
     ),
+    ("margin of text", GOOD_PAIR | {"margin": "1"}, ["row 2", "'margin' must be a number", "text"]),
+    ("margin of true", GOOD_PAIR | {"margin": True}, ["row 2", "'margin' must be a number", "true or false"]),
+    ("margin without end", GOOD_PAIR | {"margin": 1e999}, ["row 2", "'margin' is inf"]),
     ("no object", ["a", "b", "c"], ["row 2", "a JSON object", "a list"]),
     ("no row", None, ["row 2", "a JSON object", "null"]),
 ]

@@ -152,7 +152,7 @@ def test_a_run_that_meets_more_pairs_computes_those_alone_and_keeps_them_too(mak
     assert ask(model, pairs).computed == 5 and ask(model, pairs).computed == 0 and len(list(cache.iterdir())) == 1
 
 
-CHANGES = ["weights", "ids", "precision", "order", "torch", "limit"]
+CHANGES = ["weights", "config", "ids", "precision", "order", "torch", "limit"]
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -167,7 +167,8 @@ def test_what_the_numbers_depend_on_is_in_the_key(make_gpt, random_ids, cache, m
         "ids": [pairs[0]._replace(chosen=[*pairs[0].chosen[:-1], (pairs[0].chosen[-1] + 1) % 40]), *pairs[1:]],
         "order": pairs[::-1],
     }.get(change, pairs)
-    model = make_gpt(2 if change == "weights" else 1)
+    config = {"activation_function": "relu"} if change == "config" else {}  # the weights are the same
+    model = make_gpt(2 if change == "weights" else 1, **config)
     found = ask(model, other, precision="bf16" if change == "precision" else "fp32")
     assert found.computed == 5 and len(list(cache.iterdir())) == 2
     assert torch.allclose(found.logps, torch.cat(one_by_one(model, other)), atol=0.5 if change == "precision" else 1e-4)

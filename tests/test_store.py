@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 
@@ -19,6 +21,7 @@ from data.rules import TINY, embedded_pairs
 from dpo.examples import Examples, in_memory, open_examples
 from dpo.store import KEPT, encode
 from gpt.command import UserError
+from gpt.files import locked
 from gpt.tokenizer import Tokenizer
 from tests.processes import ENVIRONMENT, ROOT, command
 
@@ -243,6 +246,34 @@ def test_what_is_no_file_is_refused_in_a_line(cache, tmp_path, tokenizer):
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch, file, tokenizer):
     (tmp_path / "taken").write_text("")
     monkeypatch.setenv("GPT_DPO_CACHE", str(tmp_path / "taken" / "cache"))
+    check(file, tokenizer, 0.3, None, LENGTH)
+
+
+def test_a_store_that_cannot_be_written_whole_is_done_without(cache, file, tokenizer):
+    # a file where its folder is to be made; a disk that is full refuses a moment later, in the same way
+    open_examples(file, tokenizer, LENGTH, 0.3, None, {})
+    (made,) = cache.glob("*/")
+    shutil.rmtree(made)
+    made.with_name(made.name + ".part").write_text("in the way")
+    check(file, tokenizer, 0.3, None, LENGTH)
+    assert not stores(cache)
+
+
+def test_a_file_that_is_saved_after_it_was_hashed_leaves_no_store(cache, file, tokenizer, monkeypatch):
+    before = Path(file).read_bytes()
+
+    @contextmanager
+    def waited(lock: Path):
+        write_rows(file, ROWS[:4])
+        with locked(lock):
+            yield
+
+    with monkeypatch.context() as patched, pytest.raises(UserError, match="changed while it was read; start again"):
+        patched.setattr("dpo.store.locked", waited)
+        open_examples(file, tokenizer, LENGTH, 0.3, None, {})
+    assert not [path for path in cache.iterdir() if path.is_dir()]
+    check(file, tokenizer, 0.3, None, LENGTH)
+    Path(file).write_bytes(before)
     check(file, tokenizer, 0.3, None, LENGTH)
 
 

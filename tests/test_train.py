@@ -1,6 +1,7 @@
 """dpo/train.py as its users run it: real processes, real torchrun, real signals, a toy model."""
 
 import json
+import math
 import re
 import shutil
 import signal
@@ -292,6 +293,41 @@ def test_under_bare_torchrun_the_line_stands_once_before_torchruns_own_summary(t
     done = train(toy, "--beta", 0, processes=2, code=1)
     assert done.stderr.count("error: --loss") == 1
     assert done.stderr.index("error: --loss") < done.stderr.index("ChildFailedError")
+
+
+@pytest.fixture(scope="module")
+def margins(toy) -> Path:
+    """The pairs, each with a margin."""
+    write_rows(toy / "margins.jsonl", [row | {"margin": i % 4 / 2} for i, row in enumerate(preference_rows(37))])
+    return toy / "margins.jsonl"
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+def test_a_loss_with_margins_asks_each_pair_for_its_own(toy, margins, processes):
+    flags = ["--loss", "dpo(margin=true)", "--steps", 3, "--held-out", 0, "--batch", 37, "--micro", 5]
+    run = toy / f"margins-{processes}"
+    train(toy, *flags, "--pairs", margins, "--out", run, processes=processes)
+    wanted = sum(math.log1p(math.exp(i % 4 / 2)) for i in range(37)) / 37  # -log sigmoid(0 - margin)
+    assert metrics(run)[0]["loss"] == pytest.approx(wanted, abs=1e-5)
+    assert metrics(run)[2]["loss"] < wanted
+
+
+def test_a_row_without_the_margin_that_the_loss_asks_for_is_named(toy, margins):
+    rows = margins.read_text().splitlines()
+    row = json.loads(rows[4])
+    del row["margin"]
+    (toy / "one-missing.jsonl").write_text("\n".join([*rows[:4], json.dumps(row), *rows[5:]]) + "\n")
+    flags = ["--loss", "2*dpo(margin=true) + sft", "--pairs", toy / "one-missing.jsonl"]
+    assert "one-missing.jsonl, row 5: field 'margin' is missing" in refused(toy, *flags)
+    assert "row 1: field 'margin' is missing" in refused(toy, "--loss", "hinge(margin=true)")
+
+
+def test_a_resumed_run_must_have_the_margins_that_it_began_with(toy, margins):
+    flags = ["--loss", "dpo(margin=true)", "--steps", 4, "--save-every", 2, "--out", toy / "other-margins"]
+    train(toy, *flags, "--pairs", margins)
+    (toy / "margins2.jsonl").write_text(margins.read_text().replace('"margin": 0.5', '"margin": 0.75'))
+    done = train(toy, *flags, "--pairs", toy / "margins2.jsonl", "--resume", code=2)
+    assert "margins_sha256 differ" in done.stderr
 
 
 def test_fewer_pairs_than_processes_is_refused(toy, tmp_path):

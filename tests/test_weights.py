@@ -577,3 +577,24 @@ def test_a_fingerprint_changes_with_the_last_bit_of_any_one_weight(tokenizer):
             parameter.view(-1)[-1] = torch.nextafter(parameter.view(-1)[-1], torch.tensor(9.0))
         seen.add(fingerprint(model))
     assert len(seen) == 1 + len(list(model.parameters()))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(n_head=5),
+        dict(activation_function="relu"),
+        dict(layer_norm_epsilon=1e-6),
+        dict(scale_attn_weights=False),
+        dict(scale_attn_by_inverse_layer_idx=True),
+        dict(reorder_and_upcast_attn=True),
+    ],
+)
+def test_a_fingerprint_changes_with_what_the_same_weights_compute(tokenizer, change):
+    model, other = toy(tokenizer), toy(tokenizer, **change)
+    assert all(map(torch.equal, model.state_dict().values(), other.state_dict().values()))
+    assert fingerprint(model) != fingerprint(other)
+
+
+def test_dropout_is_no_part_of_a_fingerprint_since_a_model_that_is_asked_has_none(tokenizer):
+    assert fingerprint(toy(tokenizer)) == fingerprint(toy(tokenizer, dropout=0.3))
