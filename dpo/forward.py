@@ -6,7 +6,7 @@ Both take the same numeric path, so that before the first update every log-ratio
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +29,7 @@ class Way(NamedTuple):
     limit: Limit  # of one forward pass of this process
     precision: str  # "fp32" or "bf16"
     world: World
+    stop: Callable[[], None] = lambda: None  # called before every pass; raises where the run is to end
 
 
 def ask(
@@ -38,6 +39,7 @@ def ask(
 
     squares: a pair of that and the logarithm of the sum of p^2 over the vocabulary, at the same places.
     """
+    way.stop()
     device = way.world.device
     multiple = 128 if device.type == "cuda" else 1  # a GPU has a kernel chosen for each new length
     batch = collate([pairs[i] for i in rows], multiple).to(device)

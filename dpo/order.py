@@ -13,7 +13,7 @@ The order is a pure function of (seed, step): resuming needs one integer, and th
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -58,18 +58,22 @@ class Limit(NamedTuple):
     tokens: int
 
 
-def micro_batches(indices: Sequence[int], examples: Examples, limit: Limit, world: World) -> list[list[int]]:
+def micro_batches(
+    indices: Sequence[int], examples: Examples, limit: Limit, world: World, without: Container[int] = ()
+) -> list[list[int]]:
     """This process's share of a step, cut into micro-batches within `limit`; in each, prompts that begin alike.
 
     Every process gets the same number of them; one that has fewer gets empty ones at the end.
+    without: pairs that are left out after all is cut, so that the others stay together as they are.
     """
     cuts = [cut(indices, examples, limit, world._replace(rank=rank)) for rank in range(world.size)]
+    cuts = [[left for some in one if (left := [i for i in some if i not in without])] for one in cuts]
     mine, most = cuts[world.rank], max(map(len, cuts))
     return mine + [[]] * (most - len(mine))
 
 
 def cut(indices: Sequence[int], examples: Examples, limit: Limit, world: World) -> list[list[int]]:
-    """What `micro_batches` gives this process, without the empty ones."""
+    """What `micro_batches` gives this process, with nothing left out and no empty ones."""
     lengths = dict(zip(indices, examples.row_lengths[list(indices)].tolist()))
     mine = world.share(sorted(indices, key=lengths.__getitem__))
     alike: list[int] = []

@@ -3,15 +3,17 @@
 The reference does not change, so neither do its numbers. One pass without gradients over the pairs that the run will
 meet stands in for a second model in memory and a second forward pass in every step. They are kept for each answer
 token in a file that is named by all that they depend on: the weights, the ids of the pairs (so tokenizer, template,
-length and data), the precision and the way it is computed. Pairs that no run has met yet are NaN there.
+length and data), the precision and the way it is computed. Pairs that no run has met yet are NaN there. What is known
+is written every minute, so that a pass of hours that is stopped, or dies, goes on where it was.
 """
 
 import hashlib
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -21,15 +23,15 @@ from tqdm import tqdm
 
 from dpo.examples import Examples
 from dpo.forward import Way, ask
-from dpo.order import Limit, cut
-from gpt.command import UserError
-from gpt.files import cache_folder, whole
+from dpo.order import Limit, micro_batches
+from gpt.files import cache_folder, locked, whole
 from gpt.packed import packed
-from gpt.parallel import add_up, spread
+from gpt.parallel import Stopped, add_up, spread
 
 # Rows of a forward pass, by device, whatever --micro is: so that the numbers depend on nothing else
 AT_ONCE = {"cpu": Limit(pairs=1024, tokens=4096), "cuda": Limit(pairs=4096, tokens=32768), "mps": Limit(1024, 8192)}
 KEEP = 32  # files in the cache, the last used
+EVERY = 60.0  # seconds after which what is known is written
 FORMAT = 1  # counted up when the same weights and pairs would give other numbers
 
 
@@ -84,23 +86,68 @@ def reference_logps(model: nn.Module, examples: Examples, wanted: Sequence[int],
         known = kept
     known = spread(known.to(world.device), world).cpu()
     wanted = np.asarray(wanted, dtype=np.int64)
-    missing = wanted[known[starts[wanted]].isnan().numpy()].tolist()
+    there = ~known[starts[wanted]].isnan().numpy()
+    missing = wanted[~there].tolist()
     if missing:
-        fresh = torch.zeros(len(known), device=world.device)
-        mine = cut(missing, examples, way.limit, world)
-        model.eval()
-        if way.precision == "bf16":  # the same bits; in float32 another library would round otherwise
-            model = packed(model, torch.bfloat16)
-        for rows in tqdm(mine, desc="reference", unit="batch", disable=not world.is_main, leave=False):
-            logps, _ = ask(model, examples.ids, rows, way)
-            places = torch.cat([torch.arange(starts[i], starts[i + 1]) for i in rows])
-            fresh[places.to(world.device)] = logps
-        fresh = add_up(fresh, world).cpu()
-        asked = torch.cat([torch.arange(starts[i], starts[i + 1]) for i in missing])
-        known[asked] = fresh[asked]
+        # cut as if nothing were known: a run that goes on where another was stopped has the same batches, and bits
+        batches = micro_batches(wanted.tolist(), examples, way.limit, world, without=set(wanted[there].tolist()))
+        fresh = _asked(model, examples, starts, batches, known, partial(_keep, name), way)
+        places = _places(starts, missing)
+        known[places] = add_up(fresh.to(world.device), world).cpu()[places]
         if world.is_main:
-            _write(name, known)
+            known = _keep(name, known)
+        known = spread(known.to(world.device), world).cpu()
     return Reference(known, starts, len(missing), time.perf_counter() - began)
+
+
+def _asked(
+    model: nn.Module,
+    examples: Examples,
+    starts: np.ndarray,
+    batches: list[list[int]],
+    known: Tensor,
+    keep: Callable[[Tensor], Tensor],
+    way: Way,
+) -> Tensor:
+    """What the model says of the pairs in `batches`, this process's own, and 0 of all others.
+
+    It is written into `known` too, which from time to time, and when a signal comes, is given to `keep`.
+    """
+    model.eval()
+    if way.precision == "bf16":  # the same bits; in float32 another library would round otherwise
+        model = packed(model, torch.bfloat16)
+    fresh, unread = torch.zeros_like(known), []  # unread: places and log p on the device; a GPU is not waited for
+
+    def read() -> None:
+        for places, logps in unread:
+            known[places] = fresh[places] = logps.cpu()
+        unread.clear()
+
+    due = time.monotonic() + EVERY
+    try:
+        for rows in tqdm(batches, desc="reference", unit="batch", disable=not way.world.is_main, leave=False):
+            if not rows:
+                way.stop()  # as often as the others
+                continue
+            logps, _ = ask(model, examples.ids, rows, way)
+            unread.append((_places(starts, rows), logps))
+            if (now := time.monotonic()) > due:
+                read()
+                keep(known)
+                due = time.monotonic() + max(EVERY, 20 * (time.monotonic() - now))  # a large file takes its time
+    except Stopped:
+        read()
+        keep(known)
+        raise Stopped(
+            "stopped by a signal in the reference pass; started again, the run goes on from what the cache has of it"
+        ) from None
+    read()
+    return fresh
+
+
+def _places(starts: np.ndarray, rows: Sequence[int]) -> Tensor:
+    """Where the answer tokens of the pairs `rows` stand."""
+    return torch.cat([torch.arange(starts[i], starts[i + 1]) for i in rows])
 
 
 def _starts(examples: Examples) -> np.ndarray:
@@ -108,7 +155,7 @@ def _starts(examples: Examples) -> np.ndarray:
 
 
 def _read(name: str, count: int) -> Tensor | None:
-    """What _write wrote, or None where it is missing, cut, damaged or of another size."""
+    """What _keep wrote, or None where it is missing, cut, damaged or of another size."""
     try:
         path = cache_folder("references") / name
         digest, data = (content := path.read_bytes())[:32], content[32:]
@@ -121,12 +168,23 @@ def _read(name: str, count: int) -> Tensor | None:
     return torch.frombuffer(bytearray(data), dtype=torch.float32)
 
 
-def _write(name: str, logps: Tensor) -> None:
-    """The SHA-256 of the numbers, then the numbers. A cache that cannot be written, or tidied, costs time only."""
-    data = logps.numpy().tobytes()
-    with suppress(UserError, OSError):
+def _keep(name: str, logps: Tensor) -> Tensor:
+    """Add these numbers to those in the file, and return both. What the file has already stays: so a run that is resumed
+    reads what it was trained with, whatever other runs write meanwhile. A cache that cannot be written, or tidied, costs
+    time only.
+
+    The file: the SHA-256 of the numbers, then the numbers.
+    """
+    with suppress(OSError):
         folder = cache_folder("references")
-        with whole(folder / name, binary=True) as file:
-            file.write(hashlib.sha256(data).digest() + data)
-        for old in sorted(folder.iterdir(), key=os.path.getmtime, reverse=True)[KEEP:]:
-            old.unlink()
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(cache_folder("references.lock")):
+            if (kept := _read(name, len(logps))) is not None:
+                logps = torch.where(kept.isnan(), logps, kept)
+            data = logps.numpy()
+            with whole(folder / name, binary=True) as file:
+                file.write(hashlib.sha256(data).digest())
+                file.write(data)
+            for old in sorted(folder.iterdir(), key=os.path.getmtime, reverse=True)[KEEP:]:
+                old.unlink()
+    return logps

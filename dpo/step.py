@@ -107,3 +107,10 @@ def held_out_metrics(policy: nn.Module, examples: Examples, reference: Reference
         terms = whole.terms_of(some or [0]) if whole else loss(scores)
         found.append(sums(scores, terms, batch, torch.full_like(scores.chosen, float(bool(some))), loss))
     return Totals.of(found, world).averages(loss)
+
+
+def check_unmoved(log_ratio: float, numbers: str) -> None:
+    """Raises RuntimeError where a log-ratio is more than rounding though the policy is the reference still: then the two
+    are asked in different ways, and every later figure would be wrong."""
+    if not log_ratio <= {"fp32": 0.01, "bf16": 0.25}[numbers]:
+        raise RuntimeError(f"before the first update the policy is the reference, but a log-ratio is {log_ratio:.3g}")

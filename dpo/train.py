@@ -27,7 +27,7 @@ from dpo.moving import Moving, frozen_copy
 from dpo.order import Limit, pairs_met, steps_of
 from dpo.reference import Reference, no_reference, reference_logps
 from dpo.run_folder import SHOWN, RunFolder
-from dpo.step import Plan, add_gradients, held_out_metrics
+from dpo.step import Plan, add_gradients, check_unmoved, held_out_metrics
 from dpo.watch import Done, Watch
 from gpt import precision
 from gpt.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
@@ -35,7 +35,7 @@ from gpt.command import UserError, flag, run
 from gpt.lora import add_lora, merged, save_adapter, without_adapters
 from gpt.memory import keep_freed_memory
 from gpt.optim import adamw, learning_rate, update
-from gpt.parallel import StopSignal, World, agree, join, peak_memory, replicate, say
+from gpt.parallel import Stopped, StopSignal, World, agree, join, peak_memory, replicate, say
 from gpt.weights import save_gpt
 
 
@@ -119,11 +119,15 @@ def main(flags: Flags) -> int:
     if flags.dry_run:
         return 0
     with join(flags.device) as world:
-        return train(job, world)
+        try:
+            return train(job, world)
+        except Stopped as stopped:
+            say(f"\n{stopped}", world)
+            return 143
 
 
 def train(job: Job, world: World) -> int:
-    """The run. Returns the exit code: 0, or 143 after a signal, with the last finished step saved."""
+    """The run. Returns the exit code. Raises Stopped after a signal, with the last finished step saved."""
     flags, loss, steps = job.flags, job.loss, job.steps
     folder = RunFolder(
         flags.out or agree(f"runs/{loss.terms[0].name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}", world)
@@ -141,11 +145,11 @@ def train(job: Job, world: World) -> int:
         say(f"{folder.path} is finished: {steps} steps", world)
         return 0
     torch.set_num_threads(settings["threads"])
-    stop = StopSignal()
+    stop = StopSignal(world)
     if flags.lora:
         add_lora(policy, flags.lora, flags.lora_alpha, flags.seed)
     say(job.describe(settings, folder, world), world)
-    plan = Plan(loss, Way(Limit(settings["micro"], settings["tokens"]), settings["precision"], world))
+    plan = Plan(loss, Way(Limit(settings["micro"], settings["tokens"]), settings["precision"], world, stop.check))
     train_reference, held_out_reference = references(job, settings, plan.way)
     if loss.needs_reference:
         say(train_reference.described, world)
@@ -170,44 +174,55 @@ def train(job: Job, world: World) -> int:
     def due(step: int, every: int) -> bool:
         return step == steps or every > 0 and step % every == 0
 
-    if not found or due(done, flags.eval_every) and agree(folder.last_split(), world) != "held-out":
-        evaluate(done)  # also where the run was cut off between its checkpoint and its evaluation
-    bar = tqdm(
-        steps_of(done + 1, steps, len(job.train.ids), flags.batch, flags.seed),
-        initial=done,
-        total=steps,
-        desc=loss.terms[0].name,
-        unit="step",
-        disable=not world.is_main,
-    )
-    watch = Watch(loss, job.train)
-    log_every = flags.log_every or (1 if world.device.type == "cpu" else 10)
-    for step, indices in bar:
-        torch.manual_seed((flags.seed * 1_000_003 + step) * 4096 + world.rank)  # for dropout, and nothing else
-        model.train()
-        totals, log_ratio = add_gradients(model, job.train, train_reference, indices, plan)
-        if step == 1 and loss.needs_reference and not flags.reference and not flags.dropout:
-            check_unmoved(float(log_ratio), settings["precision"])
-        rate = learning_rate(step, steps, job.lr, flags.warmup)
-        norm = update(optimizer, rate, flags.grad_clip, totals.sound)
-        train_reference.follow(policy, step)
-        watch.waiting.append(Done(step, indices, totals, norm, rate))
-        if not (due(step, log_every) or due(step, flags.save_every) or due(step, flags.eval_every)):
-            continue
+    def save(step: int) -> None:
+        if world.is_main:
+            state = {"step": step, "settings": settings}
+            save_checkpoint(folder.checkpoints, policy, optimizer, state, train_reference.model)
+
+    def look() -> None:
+        """Log the steps since the last look."""
         for line in watch.lines():
             if world.is_main:
                 folder.log(line)
                 bar.set_postfix({short: f"{line[name]:.3g}" for short, name in BAR.items() if name in line})
-        stopped = stop.on_any(world)
-        if world.is_main and (stopped or due(step, flags.save_every)):
-            state = {"step": step, "settings": settings}
-            save_checkpoint(folder.checkpoints, policy, optimizer, state, train_reference.model)
-        if stopped:
-            say(f"\nstopped by a signal after step {step}; continue with --resume --out {folder.path}", world)
-            return 143
-        if due(step, flags.eval_every):
-            evaluate(step)
+
+    watch = Watch(loss, job.train)
+    log_every = flags.log_every or (1 if world.device.type == "cpu" else 10)
+    try:
+        if (not done or due(done, flags.eval_every)) and agree(folder.last_split(), world) != "held-out":
+            evaluate(done)  # also where the run was cut off between its checkpoint and its evaluation
+        bar = tqdm(
+            steps_of(done + 1, steps, len(job.train.ids), flags.batch, flags.seed),
+            initial=done,
+            total=steps,
+            desc=loss.terms[0].name,
+            unit="step",
+            disable=not world.is_main,
+        )
         watch.restart()
+        for step, indices in bar:
+            torch.manual_seed((flags.seed * 1_000_003 + step) * 4096 + world.rank)  # for dropout, and nothing else
+            model.train()
+            totals, log_ratio = add_gradients(model, job.train, train_reference, indices, plan)
+            if step == 1 and loss.needs_reference and not flags.reference and not flags.dropout:
+                check_unmoved(float(log_ratio), settings["precision"])
+            rate = learning_rate(step, steps, job.lr, flags.warmup)
+            norm = update(optimizer, rate, flags.grad_clip, totals.sound)
+            train_reference.follow(policy, step)
+            watch.waiting.append(Done(step, indices, totals, norm, rate))
+            done = step
+            if not (due(step, log_every) or due(step, flags.save_every) or due(step, flags.eval_every)):
+                continue
+            look()
+            if due(step, flags.save_every):
+                save(step)
+            if due(step, flags.eval_every):
+                evaluate(step)
+            watch.restart()
+    except Stopped:  # between two forward passes: what the unfinished step added up is dropped
+        look()
+        save(done)
+        raise Stopped(f"stopped by a signal after step {done}; continue with --resume --out {folder.path}") from None
     bar.close()
     if world.is_main:
         if flags.lora and not job.origin.startswith("random:"):  # whose base stands nowhere
@@ -241,13 +256,6 @@ def references(job: Job, settings: dict, way: Way) -> tuple[Reference | Moving, 
             reference_logps(model, job.train, met, way, sha256),
             reference_logps(model, job.held_out, every, way, sha256),
         )
-
-
-def check_unmoved(log_ratio: float, numbers: str) -> None:
-    """Raises RuntimeError where a log-ratio is more than rounding though the policy is the reference still: then the two
-    are asked in different ways, and every later figure would be wrong."""
-    if not log_ratio <= {"fp32": 0.01, "bf16": 0.25}[numbers]:
-        raise RuntimeError(f"before the first update the policy is the reference, but a log-ratio is {log_ratio:.3g}")
 
 
 BAR = SHOWN | {"pairs/s": "pairs_per_second"}

@@ -117,6 +117,18 @@ def test_a_pass_takes_no_more_than_its_limit_and_as_much_as_it_may(lengths, size
         assert in_order == sorted(in_order)
 
 
+@given(st.lists(st.integers(2, 50), min_size=1, max_size=30), st.integers(1, 4), st.integers(1, 60), st.data())
+def test_pairs_that_are_left_out_leave_the_others_together_as_they_were(lengths, size, tokens, data):
+    indices, pairs, limit = list(range(len(lengths))), pairs_of(np.array(lengths)), Limit(5, tokens)
+    without = data.draw(st.sets(st.sampled_from(indices)))
+    every = [micro_batches(indices, pairs, limit, world) for world in worlds(size)]
+    found = [micro_batches(indices, pairs, limit, world, without) for world in worlds(size)]
+    assert len({len(process) for process in found}) == 1 and any(process[-1:] != [[]] for process in found)
+    for process, whole in zip(found, every):
+        left = [[i for i in some if i not in without] for some in whole]
+        assert [some for some in process if some] == [some for some in left if some]
+
+
 @given(counts, batches, seeds, st.integers(1, 80))
 def test_the_pairs_that_a_run_will_meet_are_those_of_all_its_steps(pairs, batch, seed, steps):
     met = {i for step in range(1, steps + 1) for i in pairs_of_step(step, pairs, batch, seed)}

@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from data.pairs import Pair
+from dpo import forward
 from dpo.examples import Examples, in_memory
 from dpo.forward import ANY, Way
 from dpo.order import Limit
 from dpo.reference import AT_ONCE, KEEP, Reference, no_reference, reference_logps
 from dpo.rows import Ids
-from gpt.parallel import World
+from gpt.parallel import Stopped, World
 from gpt.weights import fingerprint
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -32,9 +33,9 @@ def examples_of(ids: list[Ids]) -> Examples:
     return in_memory([Pair("", "", "", row) for row in range(1, len(ids) + 1)], ids)
 
 
-def ask(model, ids: list[Ids], wanted=None, precision: str = "fp32", sha256: str = "") -> Reference:
+def ask(model, ids: list[Ids], wanted=None, precision: str = "fp32", sha256: str = "", stop=lambda: None) -> Reference:
     wanted = range(len(ids)) if wanted is None else wanted
-    way = Way(Limit(2, ANY), precision, ALONE)
+    way = Way(Limit(2, ANY), precision, ALONE, stop)
     return reference_logps(model, examples_of(ids), wanted, way, sha256 or fingerprint(model))
 
 
@@ -150,6 +151,80 @@ def test_a_run_that_meets_more_pairs_computes_those_alone_and_keeps_them_too(mak
     # who wants less gets it, and takes nothing away from the others
     assert ask(model, pairs, [8]).computed == 0 and ask(model, pairs, [4, 3]).computed == 0
     assert ask(model, pairs).computed == 5 and ask(model, pairs).computed == 0 and len(list(cache.iterdir())) == 1
+
+
+# A pass that does not come to its end
+
+
+class Passes:
+    """Stands where a signal would: called before each pass, it raises `error` before pass `at` (0: never) and counts."""
+
+    def __init__(self, at: int = 0, error: type[Exception] = Stopped):
+        self.at, self.error, self.count = at, error, 0
+
+    def __call__(self) -> None:
+        self.count += 1
+        if self.count == self.at:
+            raise self.error("stopped by a signal")
+
+
+@pytest.fixture
+def batches(monkeypatch) -> list[list[int]]:
+    """The batches that models were asked about, of at most three pairs, where four prompts are compared at once."""
+    found = []
+
+    def noted(model, ids, rows, way):
+        said = forward.ask(model, ids, rows, way)
+        found.append(rows)
+        return said
+
+    monkeypatch.setitem(AT_ONCE, "cpu", Limit(3, ANY))
+    monkeypatch.setattr("dpo.order.WINDOW", 4)
+    monkeypatch.setattr("dpo.reference.ask", noted)
+    return found
+
+
+def test_a_pass_that_a_signal_stopped_goes_on_with_the_same_batches_to_the_same_bits(make_gpt, random_ids, batches):
+    model, pairs = make_gpt(1), random_ids(11)
+    with pytest.raises(Stopped, match="in the reference pass; started again, the run goes on"):
+        ask(model, pairs, stop=Passes(3))
+    first, asked = batches[:2], Passes()
+    batches.clear()
+    found = ask(model, pairs, stop=asked)
+    assert (found.computed, asked.count) == (5, 2)
+    both = first + batches
+    batches.clear()
+    undisturbed = ask(model, pairs, sha256="another key")
+    assert both == batches and same_bits(found.logps, undisturbed.logps)
+
+
+def test_what_is_known_is_written_from_time_to_time_so_that_a_crash_loses_little(
+    make_gpt, random_ids, batches, monkeypatch
+):
+    model, pairs = make_gpt(1), random_ids(11)
+    with pytest.raises(RuntimeError):
+        ask(model, pairs, stop=Passes(4, RuntimeError))
+    assert ask(model, pairs).computed == 11  # a minute had not passed
+    monkeypatch.setattr("dpo.reference.EVERY", 0.0)
+    with pytest.raises(RuntimeError):
+        ask(model, pairs, stop=Passes(4, RuntimeError), sha256="another key")
+    assert 2 <= ask(model, pairs, sha256="another key").computed <= 8  # no pass was lost but those since the last time
+
+
+def test_runs_that_ask_at_the_same_time_lose_nothing_and_both_have_what_was_written_first(
+    make_gpt, random_ids, monkeypatch
+):
+    pairs, model, other = random_ids(9), make_gpt(1), make_gpt(2)
+
+    def meanwhile() -> None:  # of another model under the same key, to see whose numbers are there
+        ask(other, pairs, [3, 4, 5], sha256="one key")
+
+    found = ask(model, pairs, [0, 1, 4], stop=meanwhile, sha256="one key")
+    known = ask(model, pairs, [0, 1, 3, 4, 5], sha256="one key")
+    assert known.computed == 0 and same_bits(found.of([0, 1, 4]), known.of([0, 1, 4]))
+    for i in (0, 1, 3, 4, 5):
+        said = one_by_one(model if i < 2 else other, pairs)[i]
+        assert torch.allclose(known.of([i]), said, atol=1e-4)
 
 
 CHANGES = ["weights", "config", "ids", "precision", "order", "torch", "limit"]

@@ -20,8 +20,7 @@ from dpo.order import Limit, micro_batches, pairs_of_step
 from dpo.plain import compute_dpo_loss, compute_dpo_loss_batch, get_log_probs
 from dpo.reference import AT_ONCE, Reference, no_reference, reference_logps
 from dpo.rows import Ids
-from dpo.step import Plan, add_gradients, held_out_metrics
-from dpo.train import check_unmoved
+from dpo.step import Plan, add_gradients, check_unmoved, held_out_metrics
 from gpt.model import GPT
 from gpt.optim import adamw, learning_rate, update
 from gpt.parallel import World, join, replicate

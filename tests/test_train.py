@@ -192,6 +192,69 @@ def test_sigterm_saves_the_last_step_and_leaves_with_143(toy):
     assert int(saved.name.removeprefix("step-")) == metrics(run)[-1]["step"] and not (run / "model").exists()
 
 
+# The pass before which a process sends itself a signal, counted in the module that asks: the only way to have it there.
+KILLED = f"""
+import os, signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+from dpo import reference, step, train
+from dpo.order import Limit
+from gpt.command import run
+
+reference.AT_ONCE["cpu"] = Limit(1, 10_000)
+module, at = {{"reference": reference, "step": step}}[sys.argv.pop(1)], int(sys.argv.pop(1))
+passes, ask, main = iter(range(1, 10_000)), module.ask, int(os.environ.get("RANK", 0)) == 0
+
+def ask_after_a_signal(*given, **more):
+    if next(passes) == at and main == ("RANK" not in os.environ):
+        os.kill(os.getpid(), signal.SIGTERM)
+    return ask(*given, **more)
+
+module.ask = ask_after_a_signal
+run(train.main, train.Flags)
+"""
+
+
+def killed(toy: Path, module: str, at: int, run: Path, *flags, processes: int = 0, code: int | None = 0) -> str:
+    """What a run said that is sent a signal before pass `at` (0: never), with a cache of its own."""
+    (toy / "killed.py").write_text(KILLED)
+    words = flags_for(toy, "--steps", 20, "--micro", 2, "--eval-every", 10, "--log-every", 1000, "--out", run, *flags)
+    cache = {"GPT_DPO_CACHE": str(run) + "-cache"}
+    return call(toy / "killed.py", module, at, *words, processes=processes, code=code, **cache).stdout
+
+
+@pytest.mark.parametrize("processes, at", [(0, 1), (0, 29), (2, 12)])
+def test_a_signal_stops_in_the_midst_of_an_evaluation_or_a_step_and_the_run_resumes_to_the_same_bits(
+    toy, processes, at
+):
+    whole, cut = toy / f"undisturbed-{processes}-{at}", toy / f"signalled-{processes}-{at}"
+    killed(toy, "step", 0, whole, processes=processes)
+    said = killed(toy, "step", at, cut, processes=processes, code=1 if processes else 143)
+    (saved,) = (cut / "checkpoints").iterdir()
+    step = int(saved.name.removeprefix("step-"))
+    # main says so once, whoever heard the signal; for a process alone pass 29 is in step 8, of 2 | 4 4 4 4 1 4 4 4
+    assert (
+        said.count("stopped by a signal") == said.count(f"\nstopped by a signal after step {step}; continue with") == 1
+    )
+    assert step == {1: 0, 29: 7}[at] if not processes else 0 < step < 20
+    lines = metrics(cut) if at > 1 else []
+    assert [line["step"] for line in lines if line["split"] == "train"] == list(range(1, step + 1))[: len(lines)]
+    killed(toy, "step", 0, cut, "--resume", processes=processes)
+    assert_same_bits(cut, whole)
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+def test_a_signal_stops_the_reference_pass_and_the_next_run_goes_on_from_there_to_the_same_bits(toy, processes):
+    whole, cut = toy / f"asked-at-once-{processes}", toy / f"asked-in-two-{processes}"
+    killed(toy, "reference", 0, whole, processes=processes)
+    said = killed(toy, "reference", 2 if processes else 5, cut, processes=processes, code=1 if processes else 143)
+    assert said.count("stopped by a signal in the reference pass") == 1 and "after step" not in said
+    assert not cut.exists()
+    said = killed(toy, "reference", 0, cut, processes=processes)
+    asked, known = map(int, re.search(r"reference asked about (\d+) pairs in [\d.]+ s, (\d+) known", said).groups())
+    assert asked + known == 34 and (known == 4 if not processes else 0 < known < 34)
+    assert_same_bits(cut, whole)
+
+
 def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_rows(toy):
     run = toy / "exploded"
     done = train(
