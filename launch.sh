@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The one door: set up, demo, scratch, train, test, bench. The only place that knows how to call torchrun. bash 3.2 will do.
+# The one door: set up, demo, scratch, train, compare, test, bench. The only place that knows how to call torchrun. bash 3.2 will do.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -12,6 +12,8 @@ usage: [N=processes] ./launch.sh [COMMAND] [flags]
   (none)          demo: DPO of the embedded model on the embedded pairs, before and after side by side
   scratch         the same story from random weights: SFT, then DPO (about 15 minutes on 2 cores)
   train [flags]   dpo/train.py under torchrun; train --help lists the flags
+  compare [flags] the embedded model trained with every loss, as one table; the runs stay in
+                  runs/compare, and a finished one is not trained again; compare --help lists the flags
   test [--all]    the quick tests, or all of them; further words go to pytest
   bench [flags]   ours beside the book's loop and TRL: pairs/s, memory, held-out loss (about 20 minutes on 2 cores);
                   the figures go to bench.json; bench --help lists the flags
@@ -124,6 +126,11 @@ scratch() {
     "$python" "$root/dpo/evaluate.py" --policy "$out/dpo"
 }
 
+compare() {
+    setup report,hub
+    exec "$python" "$root/dpo/compare.py" "$@"
+}
+
 run_tests() {
     setup test
     "$python" -c 'import pytest, hypothesis, transformers, peft' 2>/dev/null || {
@@ -158,6 +165,7 @@ case ${1:-} in
         ;;
     scratch) shift && scratch "$@" ;;
     train) shift && setup report,hub && train "$@" ;;
+    compare) shift && compare "$@" ;;
     test) shift && run_tests "$@" ;;
     bench) shift && bench "$@" ;;
     *) echo "error: there is no command '$1'; ./launch.sh --help lists them" >&2 && exit 2 ;;

@@ -33,8 +33,11 @@ def small(out: Path) -> list[str]:
     return ["--steps", "2", "--batch", "8", "--eval-every", "0", "--out", str(out)]
 
 
+COMMANDS = ("(none)", "scratch", "train", "compare", "test", "bench")
+
+
 def test_help_names_every_command_and_an_unknown_one_is_refused():
-    assert all(f"\n  {word}" in launch("--help").stdout for word in ("(none)", "scratch", "train", "test", "bench"))
+    assert all(f"\n  {word}" in launch("--help").stdout for word in COMMANDS)
     assert launch("tarin", code=2).stderr.count("\n") == 1
 
 
@@ -112,6 +115,10 @@ def test_the_demo_makes_the_model_polite_without_making_it_wrong(tmp_path):
     assert change["correct"] >= -0.02
     assert "held-out prompts" in done.stdout and "torchrun --local-addr 127.0.0.1 --nproc_per_node=" in done.stdout
     assert seconds < 180  # 90 on two free cores; this machine may have other work
+
+
+def test_compare_has_flags_of_its_own():
+    assert "--readme" in launch("compare", "--help").stdout
 
 
 def test_bench_and_bench_growth_have_flags_of_their_own():

@@ -1,0 +1,39 @@
+"""What dpo/compare.py found, as a table in Markdown, and the place in a file that it goes to."""
+
+from pathlib import Path
+
+from gpt.command import UserError
+
+BEGIN, END = "<!-- compare -->\n", "<!-- /compare -->\n"
+ANSWERED = ("courteous", "rude", "correct", "stopped", "length")
+
+
+def table(found: dict[str, dict[str, float]]) -> list[str]:
+    """The table in Markdown, a row for each model."""
+    names = [name for name in ANSWERED if name in found["the start"]]
+    head = ["", *names, "accuracy", "KL, nats", "chosen, nats"]
+    cells = [head, ["---", *["---:"] * (len(head) - 1)]]
+    for model, one in found.items():
+        cells.append([
+            f"`{model}`" if model != "the start" else model,
+            *(f"{one[name]:.2f}" if name == "length" else f"{one[name]:.3f}" for name in names),
+            f"{one['accuracy']:.3f}",
+            f"{one['kl']:.2f} ± {one['kl standard error']:.2f}",
+            f"{one['chosen']:+.2f}".replace("-", "\N{MINUS SIGN}"),
+        ])  # fmt: skip
+    return [f"| {' | '.join(row)} |" for row in cells]
+
+
+def replaced(readme: Path, text: str) -> str:
+    """What the file says with the table in its place. Raises UserError where it cannot be read, or names no such place."""
+    try:
+        content = readme.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--readme {readme} cannot be read: {error}") from None
+    before, begin, rest = content.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not end:
+        raise UserError(
+            f"--readme {readme} has no lines {BEGIN.strip()} and {END.strip()}, between which the table goes"
+        )
+    return before + begin + text + end + after

@@ -1,0 +1,60 @@
+"""Pictures, each a command of its own.
+
+    python dpo/report.py losses --out docs/losses.svg
+
+What is drawn stands in a file of its own (dpo/loss_sheet.py), and is imported when it is asked for: matplotlib is an extra.
+"""
+
+import re
+import sys
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from gpt.command import UserError, flag, run
+from gpt.files import whole
+
+KINDS = (".svg", ".pdf", ".png")
+
+
+@dataclass(frozen=True)
+class LossesFlags:
+    """Draw every loss and its gradient over the margin, on one sheet.
+
+    python dpo/report.py losses --out docs/losses.svg
+    """
+
+    out: str = flag("losses.svg", "the file to write; its ending says what kind: svg, pdf or png")
+
+
+def losses(flags: LossesFlags) -> None:
+    kind = Path(flags.out).suffix.lower()
+    if kind not in KINDS:
+        raise UserError(f"--out {flags.out} must end in {', '.join(KINDS[:-1])} or {KINDS[-1]}")
+    try:
+        from matplotlib import rc_context
+
+        from dpo.loss_sheet import sheet
+    except ModuleNotFoundError as error:
+        if error.name != "matplotlib":
+            raise
+        raise UserError("matplotlib, which draws, is not installed; pip install matplotlib") from None
+    # letters stay letters: a smaller file, in whose text one can search. The same losses give the same bytes
+    style = {"svg.fonttype": "none", "svg.hashsalt": "losses"}
+    style["font.sans-serif"] = ["DejaVu Sans", "Helvetica", "Arial", "sans-serif"]
+    drawn = BytesIO()
+    with rc_context(style):
+        sheet().savefig(drawn, format=kind[1:], dpi=160, metadata={".svg": {"Date": None}}.get(kind))
+    content = drawn.getvalue()
+    if kind == ".svg":
+        content = re.sub(rb' transform="rotate\(-0 [^"]*"', b"", content)
+        content = re.sub(rb'"[^"<>]*"', lambda found: re.sub(rb"(\.\d\d)\d+", rb"\1", found[0]), content)
+    with whole(flags.out, binary=True) as file:
+        file.write(content)
+    print(f"written to {flags.out}")
+
+
+if __name__ == "__main__":
+    run({"losses": (losses, LossesFlags)})
