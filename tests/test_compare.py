@@ -15,7 +15,8 @@ from data.rules import preference_rows
 from dpo import compare as command
 from dpo.forward import Way
 from dpo.kl import log_ratios, sampled, sampled_kl
-from dpo.loss_table import table
+from dpo.loss_table import BEGIN, END, table
+from dpo.losses import LOSSES
 from dpo.order import Limit
 from gpt.command import UserError
 from gpt.parallel import World
@@ -195,3 +196,10 @@ def test_a_signal_stops_it_and_the_same_command_goes_on(tmp_path):
     compare(*flags)
     assert [json.loads(line)["step"] for line in metrics.read_text().splitlines()] == [0, *range(1, 41), 40]
     assert (tmp_path / "out/compare.md").exists()
+
+
+def test_the_readme_has_one_row_for_each_loss():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    between = text.split(BEGIN)[1].split(END)[0]
+    names = [line.split("|")[1].strip(" `") for line in between.splitlines() if line.startswith("|")]
+    assert names[2:] == ["the start", *LOSSES], "run ./launch.sh compare --readme README.md"
