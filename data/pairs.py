@@ -191,15 +191,8 @@ def _meant(name: str, row: dict) -> str:
 
 
 def _kind(value: Any) -> str:
-    return {
-        bool: "true or false",
-        int: "a number",
-        float: "a number",
-        list: "a list",
-        dict: "an object",
-        str: "text",
-        type(None): "null",
-    }[type(value)]
+    kinds = {bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object", str: "text"}
+    return "null" if value is None else kinds[type(value)]
 
 
 def write_rows(path: str | Path, rows: Iterable[dict]) -> None:

@@ -1,4 +1,7 @@
-"""A training run before it begins: everything that can be wrong is found here, in one process, and nothing is written."""
+"""A training run before it begins: everything that can be wrong is found here, in one process, and nothing is written.
+
+Then the reference is asked, on every process.
+"""
 
 import hashlib
 import math
@@ -9,14 +12,16 @@ import torch
 
 from data.pairs import summary
 from dpo.examples import EMBEDDED, check_margins, open_examples
-from dpo.forward import fitting
+from dpo.forward import Way, fitting
 from dpo.losses import parse_loss
-from dpo.order import steps_in_epochs
+from dpo.moving import Moving, frozen_copy
+from dpo.order import pairs_met, steps_in_epochs
+from dpo.reference import Reference, no_reference, reference_logps
 from dpo.run_folder import RunFolder
 from dpo.start import open_model
 from gpt import precision
 from gpt.command import UserError, check_range
-from gpt.lora import adapters, check_rank
+from gpt.lora import adapters, check_rank, without_adapters
 from gpt.model import GPT
 from gpt.optim import default_learning_rate
 from gpt.parallel import World, check_device, process_count
@@ -121,6 +126,26 @@ class Job:
             "held_out_sha256": self.held_out.fingerprint,
             "margins_sha256": hashlib.sha256(self.train.margins).hexdigest() if self.loss.needs("margin") else None,
         }
+
+    def references(self, settings: dict, way: Way) -> tuple[Reference | Moving, Reference | Moving]:
+        """What the reference says of the pairs that will be met, and of the held-out ones. Unless it moves, it is asked
+        here, before the policy does, and not needed any more."""
+        flags, every = self.flags, range(len(self.held_out.ids))
+        if not self.loss.needs_reference:
+            return no_reference(self.train), no_reference(self.held_out)
+        model = (self.reference or self.policy).to(way.world.device)  # unless another is named, the policy is its own
+        self.reference = None
+        if flags.reference_every:
+            moving = Moving(frozen_copy(model), self.train, way, flags.reference_every, flags.reference_mix or 0.6)
+            return moving, moving._replace(examples=self.held_out)
+        # a resumed run too asks for the pairs of all steps: other batches would round otherwise, and its bits would differ
+        met = pairs_met(self.steps, len(self.train.ids), flags.batch, flags.seed)
+        sha256 = settings["reference_sha256"] or settings["init_sha256"]
+        with without_adapters(self.policy):
+            return (
+                reference_logps(model, self.train, met, way, sha256),
+                reference_logps(model, self.held_out, every, way, sha256),
+            )
 
     def describe(self, settings: dict, folder: RunFolder, world: World) -> str:
         """What is about to happen, for the person who waits."""

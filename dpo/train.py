@@ -23,16 +23,14 @@ from dpo.card import model_card
 from dpo.forward import Way
 from dpo.job import Job
 from dpo.losses.family import table
-from dpo.moving import Moving, frozen_copy
-from dpo.order import Limit, pairs_met, steps_of
-from dpo.reference import Reference, no_reference, reference_logps
+from dpo.order import Limit, steps_of
 from dpo.run_folder import SHOWN, RunFolder
 from dpo.step import Plan, add_gradients, check_unmoved, held_out_metrics
 from dpo.watch import Done, Watch
 from gpt import precision
 from gpt.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from gpt.command import UserError, flag, run
-from gpt.lora import add_lora, merged, save_adapter, without_adapters
+from gpt.lora import add_lora, merged, save_adapter
 from gpt.memory import keep_freed_memory
 from gpt.optim import adamw, learning_rate, update
 from gpt.parallel import Stopped, StopSignal, World, agree, join, peak_memory, replicate, say
@@ -150,7 +148,7 @@ def train(job: Job, world: World) -> int:
         add_lora(policy, flags.lora, flags.lora_alpha, flags.seed)
     say(job.describe(settings, folder, world), world)
     plan = Plan(loss, Way(Limit(settings["micro"], settings["tokens"]), settings["precision"], world, stop.check))
-    train_reference, held_out_reference = references(job, settings, plan.way)
+    train_reference, held_out_reference = job.references(settings, plan.way)
     if loss.needs_reference:
         say(train_reference.described, world)
 
@@ -233,29 +231,6 @@ def train(job: Job, world: World) -> int:
         say(f"held out {held_out}", world)
     say(f"done     {folder.model}, peak memory {peak_memory(world.device) / 2**30:.2f} GiB a process", world)
     return 0
-
-
-def references(job: Job, settings: dict, way: Way) -> tuple[Reference | Moving, Reference | Moving]:
-    """What the reference says of the pairs that will be met, and of the held-out ones. Unless it moves, it is asked here,
-    before the policy does, and not needed any more."""
-    flags, every = job.flags, range(len(job.held_out.ids))
-    if not job.loss.needs_reference:
-        return no_reference(job.train), no_reference(job.held_out)
-    model = (job.reference or job.policy).to(
-        way.world.device
-    )  # unless --reference names another, the policy is its own
-    job.reference = None
-    if flags.reference_every:
-        moving = Moving(frozen_copy(model), job.train, way, flags.reference_every, flags.reference_mix or 0.6)
-        return moving, moving._replace(examples=job.held_out)
-    # a resumed run too asks for the pairs of all steps: other batches would round otherwise, and its bits would differ
-    met = pairs_met(job.steps, len(job.train.ids), flags.batch, flags.seed)
-    sha256 = settings["reference_sha256"] or settings["init_sha256"]
-    with without_adapters(job.policy):
-        return (
-            reference_logps(model, job.train, met, way, sha256),
-            reference_logps(model, job.held_out, every, way, sha256),
-        )
 
 
 BAR = SHOWN | {"pairs/s": "pairs_per_second"}

@@ -431,8 +431,8 @@ def test_padding_at_the_end_changes_nothing_before_it_and_is_finite(together, tr
         lambda *qkv: by_branch(branches(tree), *qkv, 0.0, 0.4),
         [part[:, :, : sum(tree.sizes)].float() for part in parts],
     )
-    assert_same([with_it[0]], [without[0]], 1e-6)
+    assert_same([with_it[0]], [without[0]], 1e-5)
     for a, b in zip(with_it[1:], without[1:]):
-        assert_same([a[:, :, : sum(tree.sizes)]], [b], 1e-6)
+        assert_same([a[:, :, : sum(tree.sizes)]], [b], 1e-5)
         assert not a[:, :, sum(tree.sizes) :].any()  # nothing that has a target looks at it
     assert by_branch(branches(padded), *parts, 0.0, 0.4).isfinite().all()

@@ -13,7 +13,7 @@ from dpo.losses import LOSSES, Scores, parse_loss
 from dpo.losses.family import COUPLED, NO_REFERENCE, ONE_ANSWER
 from dpo.order import Limit
 from dpo.plain import compute_dpo_loss
-from dpo.train import Flags, references
+from dpo.train import Flags
 from gpt.parallel import World
 from tests.by_hand import KEYWORDS, pulls, random_scores
 
@@ -92,7 +92,7 @@ def test_a_run_without_a_reference_loads_none_and_asks_none():
     job = Job(Flags(loss="+".join(sorted(NO_REFERENCE)), reference="nowhere"))
     assert job.reference is None
     way = Way(Limit(1, 1), "fp32", World(0, 1, torch.device("cpu")))
-    for known in references(job, {}, way):
+    for known in job.references({}, way):
         assert known.computed == 0 and not known.logps.any()
 
 

@@ -236,7 +236,7 @@ save_gpt(folder, GPT(GPTConfig(vocab_size=300, n_positions=37, n_embd=240, n_lay
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode != 0 and "too large" in done.stderr
-    assert done.stderr.splitlines()[-1].startswith(f"gpt.command.UserError: {tmp_path / 'model'}")
+    assert done.stderr.splitlines()[-1].startswith(f"gpt.files.Unwritable: {tmp_path / 'model'}")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert fingerprint(load_gpt(tmp_path / "model")) == fingerprint(old)
     assert Tokenizer.load(tmp_path / "model").merges == tokenizer.merges

@@ -18,18 +18,22 @@ STEEPEST = 30.0  # exponents are cut here, so that ipo can square what comes of 
 
 
 def reverse_kl(gain: Tensor, alpha: float) -> Tensor:
+    """DPO's own: the gain."""
     return gain
 
 
 def forward_kl(gain: Tensor, alpha: float) -> Tensor:
+    """1 - e^-gain."""
     return 1 - _exp(-gain)
 
 
 def js(gain: Tensor, alpha: float) -> Tensor:
+    """log 2 - log(1 + e^-gain), of the Jensen-Shannon divergence."""
     return logsigmoid(gain) - logsigmoid(torch.zeros_like(gain))
 
 
 def alpha_divergence(gain: Tensor, alpha: float) -> Tensor:
+    """(1 - e^(-alpha * gain)) / alpha."""
     return (1 - _exp(-alpha * gain)) / alpha
 
 
