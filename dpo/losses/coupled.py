@@ -47,7 +47,7 @@ def kto(s: Scores, beta: float = 0.1, desirable: float = 1.0, undesirable: float
     beta: 0.1. desirable, undesirable: weights of the two halves, 1.
     For answers judged one by one. Both ends saturate, so what is mastered and what is hopeless are left alone. z, which
     has no gradient, stands for the divergence from the reference: of the rejected answers where a chosen one is
-    judged, and the other way round, as the authors' first code for pairs has it. The paper takes answers to other
+    judged, and the other way round, as TRL's former kto_pair had it, with a gradient. The paper takes answers to other
     prompts, which would be a forward pass more; on matched answers z is too high.
     """
     of_chosen, of_rejected = (gain.detach().mean().clamp(min=0) for gain in (s.gain_chosen, s.gain_rejected))

@@ -25,7 +25,7 @@ def sft(s: Scores) -> Tensor:
 def simpo(s: Scores, beta: float = 2.0, gamma: float = 0.5) -> Tensor:
     """-log sigmoid(beta * (log pi(y_w) / chosen_len - log pi(y_l) / rejected_len) - gamma)
 
-    Meng et al. 2024 (SimPO, arXiv 2405.14734), equation 6
+    Meng et al. 2024 (SimPO, arXiv 2405.14734)
 
     beta: 2; up to 10 for large models. gamma: the margin asked for, after beta; 0.5 (a quarter of beta).
     What is rewarded is what sampling sees, likelihood a token. With a high rate it forgets what it knew.
@@ -36,7 +36,7 @@ def simpo(s: Scores, beta: float = 2.0, gamma: float = 0.5) -> Tensor:
 def orpo(s: Scores, beta: float = 0.1) -> Tensor:
     """-log p_w - beta * log sigmoid(log(p_w / (1-p_w)) - log(p_l / (1-p_l))), p = exp(log pi(y) / length)
 
-    Hong et al. 2024 (ORPO, arXiv 2403.07691), equation 6
+    Hong et al. 2024 (ORPO, arXiv 2403.07691)
 
     beta: the paper's lambda, the weight of the odds; 0.1.
     SFT and preference at once, from a model that was not tuned before. The likelihood is that of the answer, its mean
@@ -51,7 +51,7 @@ def orpo(s: Scores, beta: float = 0.1) -> Tensor:
 def cpo(s: Scores, beta: float = 0.1, alpha: float = 1.0) -> Tensor:
     """-log sigmoid(beta * (log pi(y_w) - log pi(y_l))) - alpha * log pi(y_w) / chosen_len
 
-    Xu et al. 2024 (CPO, arXiv 2401.08417), equation 3 and its likelihood term
+    Xu et al. 2024 (CPO, arXiv 2401.08417), with its likelihood term
 
     beta: 0.1. alpha: weight of the likelihood; 1.
     DPO with a uniform reference, made for translation. The likelihood is a mean over tokens, as in the authors' code,

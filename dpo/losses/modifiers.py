@@ -83,7 +83,7 @@ def widened(s: Scores, beta: float) -> Scores:
 def weighted(losses: Tensor, s: Scores) -> Tensor:
     """The loss times the likelihood, a token, that the policy writes both answers itself; at most 1, without gradient.
 
-    Zhou et al. 2024 (WPO, arXiv 2406.11827), equation 2, as its authors run it
+    Zhou et al. 2024 (WPO, arXiv 2406.11827), as its authors run it
 
     The weight is exp(mean over tokens of log p - log sum p^2), of both answers: 1 where the policy is sure of every token,
     or of none. Of what it samples itself p / sum p^2 is 1 on average, so the weight of an answer, a geometric mean, is

@@ -76,8 +76,8 @@ def ipo(s: Scores, beta: float = 0.1) -> Tensor:
 
     Azar et al. 2023 (arXiv 2310.12036), equation 17, on means
 
-    beta: the paper's tau. The loss wants a margin of 1 / (2 beta) nats a token and no more: 5 at 0.1, more than most
-    models can give; from 1 on it is a margin that training reaches.
+    beta: the paper's tau. The loss wants a margin of 1 / (2 beta) nats a token and no more: 5 at 0.1, 0.5
+    at 1.
     For pairs that are certain, where DPO would never stop. The paper writes sums and shows bandits; public code has both
     (sums in DPO's own, means in TRL after a word of the authors to it). Means are taken here, so that one beta serves
     answers of any length; a beta of sums does not carry over. The gradient grows with the distance: clip it.
