@@ -33,11 +33,12 @@ from dpo.step import Plan, held_out_metrics
 from dpo.train import Flags as TrainFlags
 from dpo.train import main as train
 from gpt.command import UserError, check_range, flag, run
+from gpt.device import check_device
 from gpt.files import whole
 from gpt.generate import longest_answer
 from gpt.model import GPT
 from gpt.optim import default_learning_rate
-from gpt.parallel import check_device, join
+from gpt.parallel import join
 from gpt.tokenizer import Tokenizer
 from gpt.weights import fingerprint
 

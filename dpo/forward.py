@@ -17,8 +17,9 @@ from dpo.order import Limit
 from dpo.rows import Batch, Ids, collate
 from gpt import precision
 from gpt.attention import looking
+from gpt.launched import processes_here
 from gpt.model import GPTConfig
-from gpt.parallel import World, least, processes_here
+from gpt.parallel import World, least
 
 ANY = 2**31  # of pairs or tokens, no limit
 

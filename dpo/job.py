@@ -21,10 +21,12 @@ from dpo.run_folder import RunFolder
 from dpo.start import open_model
 from gpt import precision
 from gpt.command import UserError, check_range
+from gpt.device import check_device
+from gpt.launched import process_count
 from gpt.lora import adapters, check_rank, without_adapters
 from gpt.model import GPT
 from gpt.optim import default_learning_rate
-from gpt.parallel import World, check_device, process_count
+from gpt.parallel import World
 from gpt.weights import fingerprint
 
 # Flags that settings leave out: they change nothing that is computed, or stand there resolved.

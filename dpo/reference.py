@@ -26,7 +26,8 @@ from dpo.forward import Way, ask
 from dpo.order import Limit, micro_batches
 from gpt.files import cache_folder, locked, whole
 from gpt.packed import packed
-from gpt.parallel import Stopped, add_up, spread
+from gpt.parallel import add_up, spread
+from gpt.stopping import Stopped
 
 # Rows of a forward pass, by device, whatever --micro is: so that the numbers depend on nothing else
 AT_ONCE = {"cpu": Limit(pairs=1024, tokens=4096), "cuda": Limit(pairs=4096, tokens=32768), "mps": Limit(1024, 8192)}

@@ -31,7 +31,7 @@ from data.reading import opened
 from dpo.rows import Ids
 from gpt.command import UserError
 from gpt.files import cache_folder, is_sealed, locked, seal, sha256, whole_folder
-from gpt.parallel import process_rank
+from gpt.launched import process_rank
 from gpt.tokenizer import SPLIT, Tokenizer
 from gpt.vocabulary import END_OF_TEXT
 

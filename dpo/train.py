@@ -30,10 +30,12 @@ from dpo.watch import Done, Watch
 from gpt import precision
 from gpt.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from gpt.command import UserError, flag, run
+from gpt.device import peak_memory
 from gpt.lora import add_lora, merged, save_adapter
 from gpt.memory import keep_freed_memory
 from gpt.optim import adamw, learning_rate, update
-from gpt.parallel import Stopped, StopSignal, World, agree, join, peak_memory, replicate, say
+from gpt.parallel import World, agree, join, replicate, say
+from gpt.stopping import Stopped, StopSignal
 from gpt.weights import save_gpt
 
 

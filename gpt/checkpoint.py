@@ -21,7 +21,7 @@ from torch import nn
 
 from gpt.command import UserError
 from gpt.files import is_sealed, seal, whole_folder
-from gpt.parallel import process_rank
+from gpt.launched import process_rank
 
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
 REFERENCE = "reference.safetensors"

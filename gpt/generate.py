@@ -26,9 +26,9 @@ from torch import Tensor
 
 from gpt.cache import NextTokens, Prompts
 from gpt.command import Notice, UserError, argument, check_range, flag, run
+from gpt.device import check_device
 from gpt.model import GPT
 from gpt.packed import packed
-from gpt.parallel import check_device
 from gpt.sampling import GREEDY, Sampling, choose
 from gpt.streaming import text_pieces
 from gpt.tokenizer import Tokenizer

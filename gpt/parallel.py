@@ -12,10 +12,7 @@ is divided by what the whole step holds and multiplied by `world.size`.
 
 import gc
 import os
-import resource
-import signal
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
@@ -26,9 +23,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from gpt.command import UserError
-
-ASK, MOST = 2.0, 16  # seconds, and calls, after which processes ask each other whether to stop
+from gpt.device import check_device
+from gpt.launched import under_torchrun
 
 
 class World(NamedTuple):
@@ -53,7 +49,7 @@ def join(device: str, timeout: timedelta = timedelta(minutes=10)) -> Iterator[Wo
     chosen = check_device(device)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    if not _under_torchrun():
+    if not under_torchrun():
         yield World(0, 1, chosen)
         return
     if os.environ.get("MASTER_ADDR") in ("127.0.0.1", "localhost", "::1"):
@@ -66,45 +62,6 @@ def join(device: str, timeout: timedelta = timedelta(minutes=10)) -> Iterator[Wo
     finally:
         gc.collect()  # DDP lies in a cycle; as long as it lives, so do the threads of its process group
         dist.destroy_process_group()
-
-
-def _under_torchrun() -> bool:
-    return "TORCHELASTIC_RUN_ID" in os.environ
-
-
-def process_rank() -> int:
-    """This process's number, known before it has met the others."""
-    return int(os.environ["RANK"]) if _under_torchrun() else 0
-
-
-def process_count() -> int:
-    """How many processes torchrun started, or, as launch.sh says beforehand, is about to start."""
-    return int(os.environ["WORLD_SIZE"] if _under_torchrun() else os.environ.get("PLANNED_PROCESSES", 1))
-
-
-def processes_here() -> int:
-    """How many of them share this machine's memory."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if _under_torchrun() else 1
-
-
-def check_device(name: str) -> torch.device:
-    """The device of this process. Raises UserError where there is none, for this process or one beside it."""
-    local_rank = int(os.environ["LOCAL_RANK"]) if _under_torchrun() else 0
-    beside = processes_here() if _under_torchrun() else process_count()
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda":
-        if not torch.cuda.is_available():
-            raise UserError("--device cuda: torch sees no CUDA device here; use --device cpu")
-        if beside > torch.cuda.device_count():
-            raise UserError(
-                f"--device cuda: {beside} processes, but {torch.cuda.device_count()} devices; "
-                "start one process per device (--nproc_per_node)"
-            )
-        return torch.device("cuda", local_rank)
-    if name == "mps" and not torch.backends.mps.is_available():
-        raise UserError("--device mps: torch sees no Apple GPU here; use --device cpu")
-    return torch.device(name)
 
 
 def replicate(model: nn.Module, world: World) -> nn.Module:
@@ -156,55 +113,3 @@ def say(line: str, world: World, file: TextIO | None = None) -> None:
     """Print, once."""
     if world.is_main:
         print(line, file=file, flush=True)
-
-
-class Stopped(Exception):
-    """A signal ended the run in all processes. The message is one line: where, and how to go on."""
-
-
-class StopSignal:
-    """SIGTERM and SIGINT ask for a stop at the next `check`; a second SIGINT ends the process at once.
-
-    A second SIGTERM does not: torchrun passes on its own to workers that a group signal has reached already, and kills
-    after 30 seconds what is still there.
-    """
-
-    def __init__(self, world: World):
-        self.world, self.came = world, False
-        self.every = self.left = 1  # calls of `check` from one question to the next; from now to the next
-        self.asked = time.monotonic()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._note)
-
-    def _note(self, number: int, frame) -> None:
-        self.came = True
-        if number == signal.SIGINT:
-            signal.signal(number, signal.SIG_DFL)
-
-    def check(self) -> None:
-        """Raises Stopped once a process was asked to stop, in all of them at the same call: all must call it equally often.
-
-        A process alone knows at once. Several ask each other about every ASK seconds by the main one's clock, where a
-        call comes that often, and at least every MOST calls: not at each, since a GPU has to be waited for.
-        """
-        if self.came if self.world.size == 1 else self._asked_any():
-            raise Stopped("stopped by a signal")
-
-    def _asked_any(self) -> bool:
-        self.left -= 1
-        if self.left:
-            return False
-        now = time.monotonic()
-        mine = [float(self.came), now - self.asked if self.world.is_main else 0.0]
-        came, seconds = add_up(torch.tensor(mine, device=self.world.device), self.world).tolist()
-        self.every = self.left = max(1, min(MOST, int(self.every * ASK / max(seconds, 1e-3))))
-        self.asked = now
-        return came > 0
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that was allocated on a CUDA device, else the most that this process held."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024

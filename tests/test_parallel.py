@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from gpt.command import UserError
-from gpt.parallel import Stopped, StopSignal, World, add_up, agree, join, replicate
+from gpt.parallel import World, add_up, agree, join, replicate
+from gpt.stopping import Stopped, StopSignal
 from tests.processes import ROOT, call
 
 TOGETHER = """
@@ -88,7 +89,8 @@ def test_alone_nothing_is_wrapped_and_sums_are_what_they_were():
 
 SIGNALLED = """
 import json, os, signal, sys, time
-from gpt.parallel import Stopped, StopSignal, join
+from gpt.parallel import join
+from gpt.stopping import Stopped, StopSignal
 
 with join("cpu") as world:
     stop, heard = StopSignal(world), []

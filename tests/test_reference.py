@@ -16,7 +16,8 @@ from dpo.forward import ANY, Way
 from dpo.order import Limit
 from dpo.reference import AT_ONCE, KEEP, Reference, no_reference, reference_logps
 from dpo.rows import Ids
-from gpt.parallel import Stopped, World
+from gpt.parallel import World
+from gpt.stopping import Stopped
 from gpt.weights import fingerprint
 
 ALONE = World(0, 1, torch.device("cpu"))

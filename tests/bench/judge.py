@@ -17,8 +17,8 @@ from dpo.examples import open_examples
 from dpo.rows import Ids
 from gpt.command import flag
 from gpt.config_json import read_config
+from gpt.device import check_device
 from gpt.model import GPT
-from gpt.parallel import check_device
 from gpt.tokenizer import Tokenizer
 from gpt.weights import load_gpt
 from tests.bench.systems import BETA, collated, summed

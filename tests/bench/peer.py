@@ -25,8 +25,8 @@ from datasets import Dataset
 from transformers import AutoTokenizer, GPT2LMHeadModel, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
+from gpt.device import check_device, peak_memory
 from gpt.optim import learning_rate
-from gpt.parallel import check_device, peak_memory
 from tests.bench.systems import BETA, BETAS, SEED, WEIGHT_DECAY, Took, Work, opened, step_pairs
 
 REFERENCE_BATCH = 8  # pairs of the precomputing pass; larger ones pad more and are slower on CPU

@@ -24,7 +24,7 @@ from dpo.start import open_model
 from gpt import precision
 from gpt.command import UserError, flag
 from gpt.config_json import read_config
-from gpt.parallel import check_device
+from gpt.device import check_device
 from gpt.tokenizer import Tokenizer
 from gpt.weights import save_gpt
 from tests.bench.needed import FORMULA, matmul_rate, needed_flops

@@ -30,9 +30,10 @@ from dpo.plain import compute_dpo_loss, compute_logprobs
 from dpo.rows import Ids
 from gpt.command import flag
 from gpt.config_json import read_config
+from gpt.device import check_device, peak_memory
+from gpt.launched import process_rank
 from gpt.model import GPT
 from gpt.optim import learning_rate
-from gpt.parallel import check_device, peak_memory, process_rank
 from gpt.tokenizer import Tokenizer
 from gpt.weights import load_gpt, save_gpt
 
