@@ -18,12 +18,14 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from traceback import format_exception
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gpt.note import Note, attempt_of, first_cause, note_of_this_process, read_notes, write
 
-ASKED_FOR = (130, 143)  # exit codes of a stop by a signal, which is no error
+STOPPED = 143  # the exit code of a run that a signal stopped
+ASKED_FOR = (STOPPED, 130)  # and of Ctrl+C: no errors
 LOST = re.compile(  # what gloo, torch's store and nccl say when another process, or the network between, is gone
     r"Connection (?:closed|reset) by peer|Connection was likely closed|Connection refused|closed by remote peer|Broken pipe"
     r"|No route to host|Network is unreachable|connectFullMesh failed|Timed out waiting \d+ms|wait timeout after \d+ms"
@@ -43,12 +45,29 @@ def close(
     Returns the exit code to leave with.
     """
     noted = record(line, code, details, cause, said)
+    if not cause:
+        time.sleep(1)  # the one that caused it speaks first: at the end of any process torchrun ends the rest
     if noted and _launch_sh_tells():
+        if not everywhere:
+            time.sleep(0.5)  # for the others, who may meet the same error and note it
         return 0 if everywhere else code
-    if not said and _speaks(cause):
+    if not said and _speaks():
         note = note_of_this_process(line, code, details, cause, said)
         _say(note, named=note.size > 1 and bool(details or not cause))
     return code
+
+
+def close_unforeseen(error: Exception) -> int:
+    """The same for an exception that is nothing a user can mend: a bug, with its traceback, or the loss of another process."""
+    if lost := lost_contact(error):
+        return close(lost, 1, cause=False)
+    line = f"{type(error).__name__}: {error}"
+    return close(line, 1, "".join(format_exception(error)), everywhere=is_everywhere(error))
+
+
+def is_everywhere(error: Exception) -> bool:
+    """Whether all processes meet the same error, as gpt.parallel.join marks it."""
+    return getattr(error, "everywhere", False)
 
 
 def record(line: str, code: int, details: str = "", cause: bool = True, said: bool = False) -> bool:
@@ -92,7 +111,12 @@ def lost_contact(error: BaseException) -> str | None:
 
 
 def end_with_launcher(every: float = 0.5) -> None:
-    """End this process soon after the one that started it, even while it waits for others that will never answer."""
+    """End this process soon after the one that started it, even while it waits for others that will never answer.
+
+    To be called early: a launcher that is gone already was another.
+    """
+    if any(thread.name == end_with_launcher.__name__ for thread in threading.enumerate()):
+        return
     launcher = os.getppid()
 
     def watch() -> None:
@@ -100,7 +124,7 @@ def end_with_launcher(every: float = 0.5) -> None:
             time.sleep(every)
         os._exit(1)
 
-    threading.Thread(target=watch, name="end_with_launcher", daemon=True).start()
+    threading.Thread(target=watch, name=end_with_launcher.__name__, daemon=True).start()
 
 
 def _own() -> Path | None:
@@ -123,16 +147,11 @@ def _cause_before() -> tuple[Path, Note] | None:
     return first_cause({path: note for path, note in notes.items() if note.cause and note.attempt < now})
 
 
-def _speaks(cause: bool) -> bool:
-    """Whether this process is the one to say what ended it: the first that comes here, a cause before a lost contact.
-
-    The others leave a moment later: at the first one's end torchrun ends the rest, maybe before it has spoken.
-    """
+def _speaks() -> bool:
+    """Whether this process is the one to say what ended it: the first of a machine. The others leave it time to speak."""
     own = _own()
     if not own:
         return True
-    if not cause:
-        time.sleep(1)
     try:
         (own.parent.parent / "said").touch(exist_ok=False)
         return True
@@ -164,10 +183,10 @@ def main(folder: Path, status: int) -> int:
     if not note:
         print(_wordless(folder, status), file=sys.stderr, flush=True)
         return min(max(status, 1), 255)
-    alike = [other for other in notes.values() if (other.attempt, other.cause) == (note.attempt, note.cause)]
-    named = note.size > 1 and (len(alike) == 1 or any(other.line != note.line for other in alike))
+    beside = [other for other in notes.values() if (other.attempt, other.cause) == (note.attempt, note.cause)]
+    alone = len({other.rank for other in beside}) == 1 or len({other.line for other in beside}) > 1
     if not note.said:
-        _say(note, named, "" if note.cause else _silent(path, note))
+        _say(note, alone and note.size > 1, "" if note.cause else _silent(path, note))
     return note.code
 
 
@@ -188,7 +207,7 @@ def _silent(path: Path, note: Note) -> str:
     if not ranks:
         return "; the network failed, or another machine; continue with --resume"
     which = f"process{'es' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
-    return f"; {which} hung or was killed without a word (out of memory? see dmesg); continue with --resume"
+    return f"; {which} hung or died without a word (out of memory? see dmesg); continue with --resume"
 
 
 if __name__ == "__main__":
