@@ -164,8 +164,9 @@ def _speaks() -> bool:
 
 def _say(note: Note, named: bool, more: str = "") -> None:
     who = f"process {note.rank} of {note.size} on {note.host}: " if named else ""
+    details = note.details.rstrip("\n") + "\n" if note.details else ""
     error = "" if note.code in ASKED_FOR else "error: "
-    print(f"{note.details}{error}{who}{note.line}{more}", file=sys.stderr, flush=True)
+    print(f"{details}{error}{who}{note.line}{more}", file=sys.stderr, flush=True)
 
 
 # When all have ended

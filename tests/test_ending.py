@@ -38,7 +38,7 @@ def main(flags):
         error.everywhere = True
         raise error
     if word == "lost":
-        raise RuntimeError("[gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:5: Connection reset by peer. GLHF")
+        raise RuntimeError("[/x/gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:5: Connection reset by peer. GLHF")
     if word == "killed" or word == "killed once" and attempt == "0":
         os.kill(os.getpid(), signal.SIGKILL)
     if word == "waits":
@@ -76,9 +76,8 @@ def environment(folder: Path, rank: int, size: int, attempt: int = 0, launcher: 
         "TORCHELASTIC_RUN_ID": "RUN",
     }
     told |= {"TORCHELASTIC_RESTART_COUNT": attempt, "TORCHELASTIC_ERROR_FILE": note, "PYTHONPATH": ROOT}
-    return (
-        ENVIRONMENT | {name: str(value) for name, value in told.items()} | launcher * {"GPT_DPO_LAUNCHER": "launch.sh"}
-    )
+    told |= {"GPT_DPO_LAUNCHER": "launch.sh"} if launcher else {}
+    return ENVIRONMENT | {name: str(value) for name, value in told.items()}
 
 
 def run(
@@ -407,6 +406,14 @@ def test_a_killed_process_is_restarted(worker, tmp_path):
 
 # Without a launcher
 
+ALONE = """
+import os, time
+from gpt.ending import end_with_launcher
+end_with_launcher()
+os.write(1, f"{os.getpid()}\\n".encode())
+time.sleep(60)
+"""
+
 BLOCKED = """
 import os, sys, time
 from gpt.ending import end_with_launcher
@@ -414,7 +421,7 @@ end_with_launcher()
 import torch, torch.distributed as dist
 dist.init_process_group("gloo", store=dist.FileStore(sys.argv[1], 2), rank=int(sys.argv[2]), world_size=2)
 dist.barrier()
-print(os.getpid(), flush=True)
+os.write(1, f"{os.getpid()}\\n".encode())
 if sys.argv[2] == "0":
     try:
         dist.all_reduce(torch.zeros(1))  # which the other never joins
@@ -431,15 +438,14 @@ def is_alive(process: int) -> bool:
         return False
 
 
-def test_a_process_ends_a_second_after_its_launcher_even_while_it_waits_for_another(tmp_path):
+@pytest.mark.parametrize("script", [ALONE, pytest.param(BLOCKED, marks=pytest.mark.slow)], ids=["alone", "blocked"])
+def test_a_process_ends_a_second_after_its_launcher_even_while_it_waits_for_another(tmp_path, script):
     if not Path("/proc/self/stat").exists():
         pytest.skip("there is no /proc")
-    (tmp_path / "blocked.py").write_text(BLOCKED)
-    line = f"for rank in 0 1; do {sys.executable} {tmp_path}/blocked.py {tmp_path}/store $rank <&3 & done 3<&0; wait"
+    (tmp_path / "script.py").write_text(script)
+    line = f"for rank in 0 1; do {sys.executable} {tmp_path}/script.py {tmp_path}/store $rank & done; wait"
     told = ENVIRONMENT | {"PYTHONPATH": str(ROOT)}
-    launcher = subprocess.Popen(
-        ["bash", "-c", f"exec 3<&0; {line}"], env=told, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    launcher = subprocess.Popen(["bash", "-c", line], env=told, stdout=subprocess.PIPE, text=True)
     processes = [int(launcher.stdout.readline()) for _ in range(2)]
     time.sleep(1)
     assert all(map(is_alive, processes))
