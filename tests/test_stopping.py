@@ -200,8 +200,17 @@ def test_nohup_is_heeded(tmp_path):
 
 @needs_proc
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-@pytest.mark.parametrize("whom", ["a worker", "the agent", "its group", "all"])
+@pytest.mark.parametrize(
+    "whom, number",
+    [
+        ("a worker", signal.SIGTERM),
+        ("the agent", signal.SIGTERM),
+        ("the agent", signal.SIGINT),
+        ("the agent", signal.SIGHUP),
+        ("its group", signal.SIGINT),  # Ctrl+C
+        ("all", signal.SIGTERM),  # Slurm
+    ],
+)
 def test_every_process_stops_and_the_last_finished_step_is_saved(tmp_path, whom, number):
     run = Run(tmp_path, 2, "--save", "2")
     if whom == "its group":
