@@ -1,0 +1,104 @@
+"""torchrun's agent, called as a function: it starts the processes of this machine, and starts them again when one dies.
+
+    job = Job(...); set_environment(job)
+    status = run(job)           0, or 1 when processes failed
+
+The only place that knows how to call torchrun. Each of its settings here was a failure before: see B2 of the comments.
+"""
+
+import hashlib
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from gpt import ending
+from gpt.nodes import Node
+
+GRACE = 25  # seconds that workers have to save and leave; Slurm kills after 30 what is still there
+
+
+class Job(NamedTuple):
+    """A script to run in `processes` processes on each of node.count machines, of which this is one."""
+
+    script: str
+    flags: list[str]
+    processes: int
+    node: Node
+    restarts: int  # how often all may be started again
+    wait: int  # seconds that the other machines may take to come back then
+    identity: str  # what is the same on all machines, and on no others
+    address: str  # this machine's, and the interface that has it
+    interface: str
+    folder: Path  # for what torchrun and its workers note
+
+    @property
+    def size(self) -> int:
+        return self.processes * self.node.count
+
+
+def set_environment(job: Job) -> None:
+    """What the agent and its workers inherit. What the user has set stays."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    chosen = {
+        "OMP_NUM_THREADS": str(max(1, cores // job.processes)),
+        "GLOO_SOCKET_IFNAME": job.interface,  # gloo would look up the host's name, which may resolve to nothing
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(GRACE),
+        "LOGLEVEL": "ERROR",
+    }
+    if job.node.count > 1:
+        chosen["NCCL_SOCKET_IFNAME"] = job.interface
+    for name, value in chosen.items():
+        os.environ.setdefault(name, value)
+    os.environ["GPT_DPO_LAUNCHER"] = "launch.sh"  # by which workers know that somebody says how they ended
+    # A store that outlives an attempt has the addresses of dead processes, and the next attempt calls them.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+
+
+def run(job: Job) -> int:
+    """Returns 0, or 1 when processes failed for good. Interrupted, when it is raised, first ends the workers."""
+    from torch.distributed import run as torchrun  # not above: to import torch takes seconds
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous.api import RendezvousError, RendezvousTimeoutError
+
+    try:
+        torchrun.run(torchrun.parse_args([*map(str, _words(job)), job.script, *job.flags]))
+        return 0
+    except ChildFailedError as error:
+        for rank, failure in error.failures.items():
+            if failure.exitcode < 0:
+                _note_killed(job, rank, signal.Signals(-failure.exitcode).name, failure.error_file)
+    except RendezvousTimeoutError:
+        _say(f"error: not all {job.node.count} machines came back within {job.wait} s; start all again with --resume")
+    except RendezvousError as error:
+        _say(f"error: lost machine 0, where all meet ({error.__cause__ or error}); start all again with --resume")
+    return 1
+
+
+def _words(job: Job) -> list:
+    node, run_id = job.node, hashlib.sha256(job.identity.encode()).hexdigest()[:16]
+    words = ["--nnodes", node.count, "--nproc-per-node", job.processes, "--max-restarts", job.restarts]
+    words += ["--log-dir", job.folder, "--rdzv-backend", "c10d", "--rdzv-id", run_id]
+    words += ["--signals-to-handle", "SIGUSR2"]  # which nobody sends: gpt/interrupts.py hears the others
+    if node.count == 1:
+        # By a file: a port would be open to the whole network, and the agent unpickles what stands in its store.
+        endpoint, settings, name = job.folder / "rendezvous", "store_type=file", job.address
+    else:
+        endpoint = f"[{node.address}]:{node.port}" if ":" in node.address else f"{node.address}:{node.port}"
+        settings = f"is_host={str(node.rank == 0).lower()},join_timeout={job.wait}"
+        # Machines are numbered in the order of these names; the first is called by its name, and no other.
+        name = f"node-{node.rank:06}" if node.rank else job.address
+    return [*words, "--rdzv-endpoint", endpoint, "--rdzv-conf", settings, "--local-addr", name]
+
+
+def _note_killed(job: Job, rank: int, name: str, file: str) -> None:
+    """A process that a signal killed leaves no word: this stands in its place, where gpt/ending.py looks."""
+    os.environ |= {"TORCHELASTIC_ERROR_FILE": file, "RANK": str(rank), "WORLD_SIZE": str(job.size)}
+    hint = " (out of memory? see dmesg)" if name == "SIGKILL" else ""
+    times = f" after {job.restarts} restarts" if job.restarts else ""
+    ending.record(f"killed by {name}{hint}{times}; continue with --resume", 1)
+
+
+def _say(line: str) -> None:
+    print(line.replace("\n", " "), file=sys.stderr, flush=True)
