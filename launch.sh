@@ -181,6 +181,7 @@ case ${1:-} in
     check)
         setup report,hub
         on_every_machine "$@"
+        export RESTARTS=0
         shift && start --verbose ${1+--first "$root/dpo/train.py"} "$root/gpt/check.py" "$@"
         ;;
     compare) shift && compare "$@" ;;

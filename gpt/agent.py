@@ -3,10 +3,11 @@
     job = Job(...); set_environment(job)
     status = run(job)           0, or 1 when processes failed
 
-The only place that knows how to call torchrun. Each of its settings here was a failure before: see B2 of the comments.
+The only place that knows how to call torchrun. Each of its settings here was a failure before.
 """
 
 import hashlib
+import logging
 import os
 import signal
 import sys
@@ -45,7 +46,6 @@ def set_environment(job: Job) -> None:
         "OMP_NUM_THREADS": str(max(1, cores // job.processes)),
         "GLOO_SOCKET_IFNAME": job.interface,  # gloo would look up the host's name, which may resolve to nothing
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(GRACE),
-        "LOGLEVEL": "ERROR",
     }
     if job.node.count > 1:
         chosen["NCCL_SOCKET_IFNAME"] = job.interface
@@ -62,6 +62,8 @@ def run(job: Job) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous.api import RendezvousError, RendezvousTimeoutError
 
+    if "LOGLEVEL" not in os.environ:  # that it passes on a signal is no warning
+        logging.getLogger("torch.distributed.elastic").setLevel(logging.ERROR)
     try:
         torchrun.run(torchrun.parse_args([*map(str, _words(job)), job.script, *job.flags]))
         return 0

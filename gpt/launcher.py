@@ -40,10 +40,6 @@ LOGS = {
 }
 
 
-class Refused(Exception):
-    """A script that ran alone found something wrong, and has said it."""
-
-
 def main(asked: Namespace) -> int:
     """Run the script that is `asked` for in many processes. Returns the exit code. Raises UserError."""
     folder = Path(tempfile.mkdtemp(prefix="gpt-dpo-launch-"))
