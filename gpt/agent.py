@@ -46,6 +46,7 @@ def set_environment(job: Job) -> None:
         "OMP_NUM_THREADS": str(max(1, cores // job.processes)),
         "GLOO_SOCKET_IFNAME": job.interface,  # gloo would look up the host's name, which may resolve to nothing
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(GRACE),
+        "TORCH_CPP_LOG_LEVEL": "ERROR",  # its warnings are about names that cannot be looked up
     }
     if job.node.count > 1:
         chosen["NCCL_SOCKET_IFNAME"] = job.interface

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+BY_WORKER = signal.SIGUSR1  # from a worker that stops since another machine was asked to: no second signal after a first
 MOMENT = 2.0  # seconds in which signals are one
 CODE = 143
 
@@ -44,6 +45,7 @@ class Interrupts:
         for number in SIGNALS:
             if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
                 signal.signal(number, self._raise)
+        signal.signal(BY_WORKER, self._raise)
         threading.Thread(target=self._watch, name="interrupts", daemon=True).start()
 
     def _raise(self, number: int, frame) -> None:

@@ -1,5 +1,6 @@
 """A signal ends a run in all its processes, at the same place of the work."""
 
+import os
 import signal
 import time
 
@@ -40,6 +41,8 @@ class StopSignal:
         call comes that often, and at least every MOST calls: not at each, since a GPU has to be waited for.
         """
         if self.came if self.world.size == 1 else self._asked_any():
+            if not self.came and "GPT_DPO_LAUNCHER" in os.environ:  # the signal came to another machine: tell this one,
+                os.kill(os.getppid(), signal.SIGUSR1)  # whose torchrun would wait five minutes for the other's
             raise Stopped("stopped by a signal")
 
     def _asked_any(self) -> bool:
