@@ -16,7 +16,6 @@ import atexit
 import math
 import os
 import sys
-import time
 import warnings
 from argparse import ArgumentParser, BooleanOptionalAction, RawDescriptionHelpFormatter
 from collections.abc import Callable
@@ -25,6 +24,9 @@ from dataclasses import MISSING, field, fields
 from difflib import get_close_matches
 from inspect import cleandoc
 from io import TextIOWrapper
+
+from gpt.ending import STOPPED, close, close_unforeseen, end_again, end_with_launcher, is_everywhere
+from gpt.launched import under_torchrun
 
 
 class Notice(UserWarning):
@@ -108,7 +110,7 @@ def _leave(code: int) -> None:
     Under torchrun without taking the interpreter apart first: a thread of gloo that still lets go of its last tensor asks for
     an interpreter that is no more, and aborts the process; torchrun then calls a job failed that had done all its work.
     """
-    if "TORCHELASTIC_RUN_ID" in os.environ:
+    if under_torchrun():
         atexit._run_exitfuncs()
         with suppress(OSError):
             sys.stdout.flush()
@@ -128,23 +130,36 @@ def _program() -> str:
 
 
 def run(commands: Callable | dict[str, tuple[Callable, type]], cls: type | None = None) -> None:
-    """Parse the flags, call the command with them, and leave with its code (None: 0). A UserError is one line, code 2."""
+    """Parse the flags, call the command with them, and leave with its code (None: 0). A UserError is one line, code 2.
+
+    Under torchrun whatever ends the command is noted and said as gpt/ending.py has it.
+    """
     warnings.showwarning = _warn
     warnings.simplefilter("always", Notice)
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a letter that the terminal does not know is no reason to stop
+    if under_torchrun():
+        end_with_launcher()
+        if (again := end_again()) is not None:
+            _leave(again)
     try:
         code = _chosen(commands) if cls is None else commands(parse(cls))
         sys.stdout.flush()
+        if code:
+            code = close(
+                "stopped by a signal" if code == STOPPED else f"left with {code}", code, said=True, everywhere=True
+            )  # the command has said why
     except UserError as error:
-        _say_once(f"error: {error}")
-        code = 2
+        code = close(str(error), 2, everywhere=is_everywhere(error))
     except KeyboardInterrupt:
-        _say_once("stopped by Ctrl+C")
-        code = 130
+        code = close("stopped by Ctrl+C", 130)
     except BrokenPipeError:  # the reader of our output, such as head, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    except Exception as error:
+        if not under_torchrun():
+            raise
+        code = close_unforeseen(error)
     _leave(code or 0)
 
 
@@ -168,15 +183,3 @@ def _warn(message: Warning | str, *where) -> None:
     """A warning is a line too, from one process of a machine."""
     if int(os.environ.get("LOCAL_RANK", 0)) == 0:
         print(f"warning: {message}".replace("\n", " "), file=sys.stderr, flush=True)
-
-
-def _say_once(line: str) -> None:
-    """Print `line` to stderr once per machine, though every process of torchrun comes here.
-
-    Process 0 speaks. The others wait: when process 0 has met the same error, torchrun ends them meanwhile. Were
-    they to leave at once, torchrun could end process 0 before it has spoken. One that is still alive after five
-    seconds is alone with its error, and speaks.
-    """
-    if int(os.environ.get("LOCAL_RANK", 0)) > 0:
-        time.sleep(5)
-    print(line.replace("\n", " "), file=sys.stderr, flush=True)

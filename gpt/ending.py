@@ -1,184 +1,214 @@
 """How one process of many ends: each notes what ended it, and one line for all of them is the last of the output.
 
-    DIR/RUN_xyz/attempt_0/0/error.json      lost contact with another process      a consequence
-    DIR/RUN_xyz/attempt_0/1/error.json      RuntimeError: a bug                    the cause
+    process 0 notes     lost contact with another process       a consequence
+    process 1 notes     RuntimeError: a bug                     the cause
 
     python gpt/ending.py DIR STATUS         error: process 1 of 2 on HOST: RuntimeError: a bug
 
-DIR is torchrun's --log-dir, STATUS its exit code. The files are torchrun's own kind, so that its summary shows the line
-too. Nothing but the standard library is imported: launch.sh asks here last, and a process that ends must not wait.
+So launch.sh asks at its end, DIR being torchrun's --log-dir and STATUS its exit code: torchrun itself says it in 44
+lines, and always ends with 1. Without launch.sh the first process that comes to its end says it. Nothing but the
+standard library is imported: ending has to work, and at once, where nothing else does.
 """
 
-import json
 import os
-import socket
-import stat
+import re
+import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from traceback import format_exception
 
-LINE, DETAILS, FILE = 2_000, 20_000, 200_000  # the most characters of a line and of a traceback, and bytes of a file
-SILENT = (130, 143)  # a stop that was asked for is no error
-LAUNCHER_GONE = 1
-LOST = (  # what gloo, nccl and torch's store say when another process, or the network between, is gone
-    "Connection closed by peer",
-    "Connection reset by peer",
-    "Connection was likely closed",
-    "Connection refused",
-    "Broken pipe",
-    "No route to host",
-    "Network is unreachable",
-    "Timed out waiting",
-    "Socket Timeout",
-    "connectFullMesh failed",
-    "failed to connect to any network address",
-    "failed to recv, got 0 bytes",
-    "Watchdog caught collective operation timeout",
-    "NCCL communicator was aborted",
-    "remote process exited",
-    "remote process exiting prematurely",
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from gpt.note import Note, attempt_of, first_cause, note_of_this_process, read_notes, write
+
+STOPPED = 143  # the exit code of a run that a signal stopped
+ASKED_FOR = (STOPPED, 130)  # and of Ctrl+C: no errors
+LOST = re.compile(  # what gloo, torch's store and nccl say when another process, or the network between, is gone
+    r"Connection (?:closed|reset) by peer|Connection was likely closed|Connection refused|closed by remote peer|Broken pipe"
+    r"|No route to host|Network is unreachable|connectFullMesh failed|Timed out waiting \d+ms|wait timeout after \d+ms"
+    r"|Application timeout caused pair closure|client socket has (?:failed|timed out)|waiting for clients"
+    r"|NCCL communicator was aborted|Watchdog caught collective operation timeout|remote process exit(?:ed|ing prematurely)"
 )
-SPEAKERS = ("gloo", "nccl", "TCPStore", "c10d")  # a plain RuntimeError must name one of them to be about the others
+
+# In a process that ends
 
 
-class End(NamedTuple):
-    """What ended a process: one line, its exit code, and where."""
+def close(
+    line: str, code: int, details: str = "", cause: bool = True, said: bool = False, everywhere: bool = False
+) -> int:
+    """Note what ends this process, and say it: once for all processes of a machine, and not here if launch.sh does.
 
-    line: str
-    code: int
-    details: str = ""  # the traceback of a bug
-    cause: bool = True  # False: it merely lost another process
-    said: bool = False  # whether the line was printed already
-    rank: int = 0
-    size: int = 1
-    host: str = ""
-    time: float = 0.0
-    attempt: int = 0
+    everywhere: all processes end alike. Under launch.sh that is no failure to torchrun, which would start them again.
+    Returns the exit code to leave with.
+    """
+    noted = record(line, code, details, cause, said)
+    if not cause:
+        time.sleep(1)  # the one that caused it speaks first: at the end of any process torchrun ends the rest
+    if noted and _launch_sh_tells():
+        if not everywhere:
+            time.sleep(0.5)  # for the others, who may meet the same error and note it
+        return 0 if everywhere else code
+    if not said and _speaks():
+        note = note_of_this_process(line, code, details, cause, said)
+        _say(note, named=note.size > 1 and bool(details or not cause))
+    return code
+
+
+def close_unforeseen(error: Exception) -> int:
+    """The same for an exception that is nothing a user can mend: a bug, with its traceback, or the loss of another process."""
+    if lost := lost_contact(error):
+        return close(lost, 1, cause=False)
+    line = f"{type(error).__name__}: {error}"
+    return close(line, 1, "".join(format_exception(error)), everywhere=is_everywhere(error))
+
+
+def is_everywhere(error: Exception) -> bool:
+    """Whether all processes meet the same error, as gpt.parallel.join marks it."""
+    return getattr(error, "everywhere", False)
 
 
 def record(line: str, code: int, details: str = "", cause: bool = True, said: bool = False) -> bool:
     """Note what ends this process where torchrun and launch.sh look for it. Returns whether it stands there.
 
-    The first that a process notes is what ended it. Without torchrun there is nobody to note it for.
+    What a process notes first is what ended it. Without torchrun there is nobody to note it for.
     """
-    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if not path:
-        return False
-    if os.path.exists(path):
-        return True
-    now = time.time()
-    # torchrun calls the earliest whole second the root cause: what another's end brought about comes after it
-    extra = {"timestamp": str(int(now) + (0 if cause else 2))} | (
-        {"py_callstack": details[-DETAILS:]} if details else {}
-    )
-    about = {"rank": _number("RANK", 0), "size": _number("WORLD_SIZE", 1), "host": socket.gethostname()}
-    noted = about | {"cause": cause, "said": said, "time": now}
-    noted["message"] = {"message": _one_line(line), "errorCode": code, "extraInfo": extra}
-    part = f"{path}.{os.getpid()}"
-    try:
-        with open(part, "w", encoding="utf-8") as file:
-            json.dump(noted, file)
-        os.replace(part, path)
-    except OSError:
-        return False
-    return True
+    path = _own()
+    if path and not path.exists():
+        with suppress(OSError):
+            write(note_of_this_process(line, code, details, cause, said), path)
+    return bool(path) and path.exists()
 
 
 def ended_before() -> str | None:
-    """The line of what ended an earlier attempt of this launch, on this machine; None where a restart may help."""
-    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if not path or not _number("TORCHELASTIC_RESTART_COUNT", 0):
+    """The line of the cause that ended an earlier attempt of this launch on this machine; None where a restart may help."""
+    found = _cause_before()
+    return found[1].line if found else None
+
+
+def end_again() -> int | None:
+    """On a restart after an attempt that no restart can mend: what ended it is noted anew, and not said again.
+
+    Returns the exit code to leave with at once, else None: also where processes on other machines have to be told.
+    """
+    found = _cause_before()
+    if not found or os.environ.get("LOCAL_WORLD_SIZE") != os.environ.get("WORLD_SIZE"):
         return None
-    own = Path(path).parent.parent
-    causes = [end for end in _ends(own.parent) if end.cause and end.attempt < _attempt(own.name)]
-    return the_cause(causes).line if causes else None
+    with suppress(OSError):
+        shutil.copyfile(found[0], _own())
+    return 0 if _launch_sh_tells() else found[1].code
 
 
 def lost_contact(error: BaseException) -> str | None:
-    """What to say of an exception that is merely the loss of another process; None for any other."""
-    names, text = {cls.__name__ for cls in type(error).__mro__}, str(error)
-    if "RuntimeError" not in names or not ("DistError" in names or any(name in text for name in SPEAKERS)):
-        return None
-    found = next((words for words in LOST if words in text), None)
-    return f"lost contact with another process ({found})" if found else None
+    """What to say of an exception that is merely the loss of another process; None for any other exception."""
+    kinds, text = [cls.__name__ for cls in type(error).__mro__], str(error)
+    found = LOST.search(text) if "RuntimeError" in kinds else None
+    if found and ("DistError" in kinds or "/gloo/" in text or "pair closure" in text):
+        return f"lost contact with another process ({found[0]})"
+    return None
 
 
 def end_with_launcher(every: float = 0.5) -> None:
-    """End this process soon after the one that started it, even while it waits for others that will never answer."""
+    """End this process soon after the one that started it, even while it waits for others that will never answer.
+
+    To be called early: a launcher that is gone already was another.
+    """
+    if any(thread.name == end_with_launcher.__name__ for thread in threading.enumerate()):
+        return
     launcher = os.getppid()
 
     def watch() -> None:
         while os.getppid() == launcher:
             time.sleep(every)
-        os._exit(LAUNCHER_GONE)
+        os._exit(1)
 
-    threading.Thread(target=watch, name="end_with_launcher", daemon=True).start()
-
-
-def the_cause(ends: Iterable[End]) -> End:
-    """Of several: the earliest cause of the last attempt that has one, else the earliest end of the last attempt."""
-    return min(ends, key=lambda end: (not end.cause, -end.attempt, end.time))
+    threading.Thread(target=watch, name=end_with_launcher.__name__, daemon=True).start()
 
 
-def _ends(folder: Path) -> list[End]:
-    return [end for path in sorted(folder.rglob("error.json")) if (end := _read(path))]
+def _own() -> Path | None:
+    """Where this process notes what ended it."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    return Path(path) if path else None
 
 
-def _read(path: Path) -> End | None:
-    """None for what is no record: other programs may write there too."""
-    with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
-        with open(descriptor, "rb") as file:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode) or status.st_size > FILE:
-                return None
-            found = json.loads(file.read(FILE))
-        message, extra = found["message"], found["message"]["extraInfo"]
-        return End(
-            line=_one_line(str(message["message"])),
-            code=min(max(int(message["errorCode"]), 1), 255),
-            details=_visible(str(extra.get("py_callstack", ""))[-DETAILS:]),
-            cause=found["cause"] is True,
-            said=found["said"] is True,
-            rank=int(found["rank"]),
-            size=int(found["size"]),
-            host=_one_line(str(found["host"])),
-            time=float(found["time"]),
-            attempt=_attempt(path.parent.parent.name),
-        )
-    return None
+def _launch_sh_tells() -> bool:
+    return "GPT_DPO_LAUNCHER" in os.environ
 
 
-def _attempt(name: str) -> int:
-    number = name.removeprefix("attempt_")
-    return int(number) if number.isdecimal() and len(number) < 10 else 0
+def _cause_before() -> tuple[Path, Note] | None:
+    """The note of the cause that ended an earlier attempt, and what it says."""
+    own = _own()
+    if not own or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+        return None
+    now = attempt_of(own)
+    notes = read_notes(own.parent.parent.parent)
+    return first_cause({path: note for path, note in notes.items() if note.cause and note.attempt < now})
 
 
-def _number(name: str, default: int) -> int:
-    return int(os.environ.get(name, default))
+def _speaks() -> bool:
+    """Whether this process is the one to say what ended it: the first of a machine. The others leave it time to speak."""
+    own = _own()
+    if not own:
+        return True
+    try:
+        (own.parent.parent / "said").touch(exist_ok=False)
+        return True
+    except FileExistsError:
+        time.sleep(0.5)
+        return False
+    except OSError:
+        return True
 
 
-def _one_line(text: str) -> str:
-    return _visible(" ".join(text[:LINE].split()))
+def _say(note: Note, named: bool, more: str = "") -> None:
+    who = f"process {note.rank} of {note.size} on {note.host}: " if named else ""
+    error = "" if note.code in ASKED_FOR else "error: "
+    print(f"{note.details}{error}{who}{note.line}{more}", file=sys.stderr, flush=True)
 
 
-def _visible(text: str) -> str:
-    return "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text)
+# When all have ended
 
 
-def main(folder: str, status: int) -> int:
-    """Print the one line for all processes. Returns the exit code of the job."""
-    ends = _ends(Path(folder))
-    if not ends:
-        return status
-    end = the_cause(ends)
-    print(f"error: process {end.rank} of {end.size} on {end.host}: {end.line}", file=sys.stderr)
-    return end.code
+def main(folder: Path, status: int) -> int:
+    """Say what ended the processes that wrote notes below `folder`. Returns the exit code of them all.
+
+    status: what torchrun ended with. After a 0 a lost contact was made good by a restart.
+    """
+    notes = read_notes(folder)
+    path, note = first_cause(notes) or (None, None)
+    if status == 0 and not (note and note.cause):
+        return 0
+    if not note:
+        print(_wordless(folder, status), file=sys.stderr, flush=True)
+        return min(max(status, 1), 255)
+    beside = [other for other in notes.values() if (other.attempt, other.cause) == (note.attempt, note.cause)]
+    alone = len({other.rank for other in beside}) == 1 or len({other.line for other in beside}) > 1
+    if not note.said:
+        _say(note, alone and note.size > 1, "" if note.cause else _silent(path, note))
+    return note.code
+
+
+def _wordless(folder: Path, status: int) -> str:
+    if not any(folder.glob("*/attempt_*/*")):
+        return f"error: no process was started; what torchrun (exit code {status}) says of it stands above"
+    return (
+        f"error: the processes ended without a word; what torchrun (exit code {status}) says of it stands above. "
+        "Killed by signal 9 they were most often out of memory: see dmesg. Continue with --resume"
+    )
+
+
+def _silent(path: Path, note: Note) -> str:
+    """Which processes of the attempt left no note, though others lost contact with them."""
+    first = note.rank - note.local_rank  # torchrun numbers the processes of a machine on from there
+    folders = [folder for folder in path.parent.parent.iterdir() if folder.name.isdecimal()]
+    ranks = sorted(first + int(folder.name) for folder in folders if not (folder / path.name).exists())
+    if not ranks:
+        return "; the network failed, or another machine; continue with --resume"
+    which = f"process{'es' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
+    return f"; {which} hung or died without a word (out of memory? see dmesg); continue with --resume"
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], int(sys.argv[2])))
+    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2])))

@@ -1,14 +1,30 @@
-"""A signal ends a run in all its processes, at the same place of the work."""
+"""A signal ends a run in all its processes, at the same place of the work.
 
+    first signal                        the step is given up at its next micro-batch, the last finished one is saved
+    another one, a second or more on    this process ends at once, whatever it is waiting for
+    no stop after 25 seconds            so does one of several: another one does not answer, and torchrun kills after 30
+
+One request may come twice within that second: Slurm signals every process of a job, and torchrun passes its own on.
+"""
+
+import errno
 import os
+import select
 import signal
+import sys
+import threading
 import time
+from io import BufferedWriter, FileIO, TextIOWrapper
+from typing import TextIO
 
 import torch
 
+from gpt.ending import STOPPED, close
 from gpt.parallel import World, add_up
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # asked by a scheduler, by Ctrl+C, by a terminal that closed
 ASK, MOST = 2.0, 16  # seconds, and calls, after which processes ask each other whether to stop
+SAME, PATIENCE = 1.0, 25.0  # seconds within which signals are one request; within which it is met
 
 
 class Stopped(Exception):
@@ -16,23 +32,25 @@ class Stopped(Exception):
 
 
 class StopSignal:
-    """SIGTERM and SIGINT ask for a stop at the next `check`; a second SIGINT ends the process at once.
-
-    A second SIGTERM does not: torchrun passes on its own to workers that a group signal has reached already, and kills
-    after 30 seconds what is still there.
-    """
+    """From now on a signal asks for a stop at the next `check`, and another one ends this process at once."""
 
     def __init__(self, world: World):
-        self.world, self.came = world, False
+        self.world, self.came, self.stopped = world, False, False
         self.every = self.left = 1  # calls of `check` from one question to the next; from now to the next
         self.asked = time.monotonic()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._note)
+        sys.stdout, sys.stderr = map(_lasting, (sys.stdout, sys.stderr))
+        for number in SIGNALS:
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+                signal.signal(number, self._note)
+        # Python calls a handler between two steps of the main thread, which may wait for another process for minutes;
+        # so a thread hears the signals too, through a pipe that is never closed
+        hears, told = os.pipe()
+        os.set_blocking(told, False)
+        signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+        threading.Thread(target=self._listen, args=(hears,), name="signals", daemon=True).start()
 
     def _note(self, number: int, frame) -> None:
         self.came = True
-        if number == signal.SIGINT:
-            signal.signal(number, signal.SIG_DFL)
 
     def check(self) -> None:
         """Raises Stopped once a process was asked to stop, in all of them at the same call: all must call it equally often.
@@ -43,6 +61,7 @@ class StopSignal:
         if self.came if self.world.size == 1 else self._asked_any():
             if not self.came and "GPT_DPO_LAUNCHER" in os.environ:  # the signal came to another machine: tell this one,
                 os.kill(os.getppid(), signal.SIGUSR1)  # whose torchrun would wait five minutes for the other's
+            self.stopped = True
             raise Stopped("stopped by a signal")
 
     def _asked_any(self) -> bool:
@@ -55,3 +74,43 @@ class StopSignal:
         self.every = self.left = max(1, min(MOST, int(self.every * ASK / max(seconds, 1e-3))))
         self.asked = now
         return came > 0
+
+    def _listen(self, hears: int) -> None:
+        first = None
+        while True:
+            heard = select.select([hears], [], [], first and 0.5)[0] and os.read(hears, 1)
+            now = time.monotonic()
+            if heard and signal.getsignal(heard[0]) == self._note:
+                first = first or now
+                if now - first >= SAME:
+                    _end_at_once("ended at once by a second signal")
+            if first and now - first >= PATIENCE and self.world.size > 1 and not self.stopped:
+                _end_at_once("stopped by a signal while another process did not answer")
+
+
+class _Terminal(FileIO):
+    """What is said to a terminal that has closed is lost, and no error: its SIGHUP asks to stop, not to fail."""
+
+    def write(self, data) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            return len(data)
+
+
+def _lasting(stream: TextIO) -> TextIO:
+    """The same stream, which outlives its terminal."""
+    if not stream.isatty():
+        return stream
+    stream.flush()
+    raw = BufferedWriter(_Terminal(stream.fileno(), "w", closefd=False))
+    return TextIOWrapper(raw, stream.encoding, stream.errors, line_buffering=True)
+
+
+def _end_at_once(why: str) -> None:
+    try:
+        close(f"{why}; continue with --resume", STOPPED)
+    finally:
+        os._exit(STOPPED)
