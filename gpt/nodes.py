@@ -1,83 +1,115 @@
-"""Which machine of how many this is: from four variables, or from Slurm.
+"""What each machine of a launch says of itself, and in what they disagree.
 
-    NNODES=2 NODE_RANK=1 MASTER_ADDR=10.0.0.1 ./launch.sh train         on the second of two machines
-    sbatch --nodes=2 --ntasks-per-node=1 launch.sh train                Slurm knows them all
+0  vm-1  nodes 2  processes 2  code=1f torch=2.13
+1  vm-2  nodes 2  processes 4  code=2e torch=2.13
 
-A job of Slurm runs its script on the first machine alone; launch.sh therefore starts itself again by srun, once on each
-machine. What srun started is a step, and a step's variables say what is asked here. The variables of the job alone say
-nothing about this process: a batch script, or the shell of salloc, has them too.
+node 1 (vm-2) was started with N=4, node 0 (vm-1) with N=2; give all the same
+node 1 (vm-2) differs from node 0 (vm-1) in code; start the same commit with the same flags on all machines
 """
 
-import subprocess
-from collections.abc import Mapping
+import json
+import time
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from gpt.command import UserError
+from gpt.knock import plain
 
-RESERVED_STEPS = 0xFFFFFFF0  # from here on Slurm numbers what is no step of srun: batch scripts and salloc's shells
+TOO_MANY = 10**5  # of nodes, or of processes
+SPEAK_UP = 3.0, 15.0  # seconds until a person is told what is waited for; and from then on, every so many
+
+
+class Refused(UserError):
+    """The launch cannot go on; `lines` are the causes, one each."""
+
+    def __init__(self, *lines: str):
+        super().__init__("; ".join(lines))
+        self.lines = lines
+
+
+class Waiting:
+    """Says what is waited for, now and then, as long as it lasts."""
+
+    def __init__(self, say: Callable[[str], None], deadline: float):
+        self.say, self.deadline, self.next = say, deadline, time.monotonic() + SPEAK_UP[0]
+
+    def for_(self, what: str) -> None:
+        now = time.monotonic()
+        if now > self.next:
+            self.say(f"waiting: {what}; {max(self.deadline - now, 0):.0f} s left")
+            self.next = now + SPEAK_UP[1]
 
 
 class Node(NamedTuple):
-    """Machine `rank` of `count`. They meet at machine 0: its address, and a port that is free there."""
+    """A machine. All but rank and host must be the same on every one."""
 
-    rank: int = 0
-    count: int = 1
-    address: str = ""
-    port: int = 0
+    rank: int
+    host: str
+    nodes: int
+    processes: int
+    identity: str
 
+    def __str__(self) -> str:
+        return f"node {self.rank} ({self.host})"
 
-def this_node(environment: Mapping[str, str]) -> Node:
-    """What NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT say, else what Slurm says, else a machine of its own.
-
-    Raises UserError for a variable that is missing or makes no sense.
-    """
-    if "NNODES" in environment:
-        return _from_variables(environment)
-    if "NODE_RANK" in environment:
-        raise UserError("NODE_RANK is set, but NNODES, the number of machines, is not; set both or none")
-    if 0 <= int(environment.get("SLURM_STEP_ID", -1)) < RESERVED_STEPS:
-        return _from_slurm(environment)
-    return Node()
+    def line(self) -> bytes:
+        """What `read_node` reads."""
+        return json.dumps(self._asdict()).encode() + b"\n"
 
 
-def number(environment: Mapping[str, str], name: str, default: int, least: int, most: int = 10**6) -> int:
-    """The whole number that the variable `name` holds. Raises UserError where it holds something else."""
-    text = environment.get(name) or str(default)
-    if not (text.isascii() and text.isdigit() and least <= int(text) <= most):
-        raise UserError(f"{name} is {text!r}, it must be a whole number from {least} to {most}")
-    return int(text)
+def read_node(line: bytes) -> Node | None:
+    """The node that a line of JSON tells of; None where it is anything else."""
+    try:
+        node = Node(**json.loads(line))
+    except (ValueError, TypeError, RecursionError):
+        return None
+    numbers, texts = (node.rank, node.nodes, node.processes), (node.host, node.identity)
+    if any(type(each) is not int for each in numbers) or any(type(each) is not str for each in texts):
+        return None
+    if not (0 <= node.rank < TOO_MANY and 0 < node.nodes < TOO_MANY and 0 < node.processes < TOO_MANY):
+        return None
+    return node._replace(host=plain(node.host, 64))
 
 
-def _from_variables(environment: Mapping[str, str]) -> Node:
-    count = number(environment, "NNODES", 1, 1)
-    if count == 1:
-        return Node()
-    if not environment.get("NODE_RANK"):
-        raise UserError(f"NNODES is {count}, but NODE_RANK, this machine's number from 0 to {count - 1}, is not set")
-    if not environment.get("MASTER_ADDR"):
-        raise UserError(f"NNODES is {count}, but MASTER_ADDR, the address of machine 0, is not set")
-    return Node(
-        number(environment, "NODE_RANK", 0, 0, count - 1),
-        count,
-        environment["MASTER_ADDR"],
-        number(environment, "MASTER_PORT", 29500, 1, 65535),
-    )
+def disagreements(nodes: Sequence[Node]) -> list[str]:
+    """In what nodes differ from the first, which is node 0, and what they have in common that should differ; a line each."""
+    first, lines, holders = nodes[0], [], {}
+    for node in nodes:
+        for name, variable in (("nodes", "NNODES"), ("processes", "N")):
+            its, other = getattr(node, name), getattr(first, name)
+            if its != other:
+                lines.append(
+                    f"{node} was started with {variable}={its}, {first} with {variable}={other}; give all the same"
+                )
+        if node.identity != first.identity:
+            what = _differing(node.identity, first.identity)
+            lines.append(
+                f"{node} differs from {first} in {what}; start the same commit with the same flags on all machines"
+            )
+        if holder := holders.get(node.rank):
+            both = f"{holder.host} and {node.host}" if holder.host != node.host else f"two launches on {node.host}"
+            lines.append(
+                f"{both} were started with NODE_RANK={node.rank}; give each machine a number of its own, from 0"
+            )
+        holders[node.rank] = node
+    return lines
 
 
-def _from_slurm(environment: Mapping[str, str]) -> Node:
-    count, tasks = int(environment["SLURM_STEP_NUM_NODES"]), int(environment["SLURM_STEP_NUM_TASKS"])
-    first_here = environment.get("SLURM_LOCALID") == "0"  # alone it may be a shell, of srun --ntasks=4 --pty bash
-    if tasks != count and not (count == 1 and first_here):
-        raise UserError(
-            f"Slurm started {tasks} tasks on {count} machines, there must be one on each (--ntasks-per-node=1): "
-            "launch.sh starts the processes itself, N on each machine"
-        )
-    if count == 1:
-        return Node()
-    shown = subprocess.run(
-        ["scontrol", "show", "hostnames", environment["SLURM_STEP_NODELIST"]], capture_output=True, text=True
-    )
-    if not shown.stdout.split():
-        raise UserError(f"scontrol does not name the machines of the job: {shown.stderr.strip()}")
-    port = 10_000 + int(environment["SLURM_JOB_ID"]) % 20_000  # so that two jobs on a machine do not meet
-    return Node(int(environment["SLURM_NODEID"]), count, shown.stdout.split()[0], port)
+def _differing(identity: str, other: str) -> str:
+    """Which words of two identities such as `code=1f torch=2.13` differ, by their names where they have some."""
+    its, others = (dict(word.partition("=")[::2] for word in text.split()) for text in (identity, other))
+    if not all("=" in word for word in (identity + " " + other).split()):
+        return "code, versions or flags"
+    return plain(" and ".join(name for name in its | others if its.get(name) != others.get(name)), 200)
+
+
+def named(ranks: Iterable[int]) -> str:
+    """Node numbers in words: `node 2`, `nodes 1, 3-7`."""
+    runs: list[list[int]] = []
+    for rank in sorted(ranks):
+        if runs and runs[-1][-1] == rank - 1:
+            runs[-1][1:] = [rank]
+        else:
+            runs.append([rank])
+    words = ", ".join("-".join(map(str, run)) for run in runs)
+    return f"node{'s' if '-' in words or ',' in words else ''} {words}"
