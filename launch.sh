@@ -48,9 +48,11 @@ TEXT
 
 # setup EXTRA: $python can import torch and what EXTRA names afterwards.
 setup() {
-    if python -c 'import torch' 2>/dev/null; then
+    # looked for, not imported: that takes seconds
+    local found='import sys; from importlib.util import find_spec; sys.exit(not all(map(find_spec, sys.argv[1:])))'
+    if python -c "$found" torch 2>/dev/null; then
         python=python
-        python -c 'import numpy, safetensors, tiktoken, tqdm' 2>/dev/null && return
+        python -c "$found" numpy safetensors tiktoken tqdm && return
         echo "error: the active environment has torch but not all of the rest; deactivate it, or in it run:" \
             "pip install -c '$root/constraints.txt' -e '$root[$1]'" >&2
         exit 2

@@ -10,23 +10,25 @@ import hashlib
 import logging
 import os
 import signal
+import socket
 import sys
+import time
 from pathlib import Path
 from typing import NamedTuple
 
-from gpt import ending
-from gpt.nodes import Node
+from gpt.note import Note, write
+from gpt.place import Place
 
 GRACE = 25  # seconds that workers have to save and leave; Slurm kills after 30 what is still there
 
 
 class Job(NamedTuple):
-    """A script to run in `processes` processes on each of node.count machines, of which this is one."""
+    """A script to run in `processes` processes on each of place.count machines, of which this is one."""
 
     script: str
     flags: list[str]
     processes: int
-    node: Node
+    place: Place
     restarts: int  # how often all may be started again
     wait: int  # seconds that the other machines may take to come back then
     identity: str  # what is the same on all machines, and on no others
@@ -36,7 +38,7 @@ class Job(NamedTuple):
 
     @property
     def size(self) -> int:
-        return self.processes * self.node.count
+        return self.processes * self.place.count
 
 
 def set_environment(job: Job) -> None:
@@ -48,7 +50,7 @@ def set_environment(job: Job) -> None:
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(GRACE),
         "TORCH_CPP_LOG_LEVEL": "ERROR",  # its warnings are about names that cannot be looked up
     }
-    if job.node.count > 1:
+    if job.place.count > 1:
         chosen["NCCL_SOCKET_IFNAME"] = job.interface
     for name, value in chosen.items():
         os.environ.setdefault(name, value)
@@ -69,38 +71,40 @@ def run(job: Job) -> int:
         torchrun.run(torchrun.parse_args([*map(str, _words(job)), job.script, *job.flags]))
         return 0
     except ChildFailedError as error:
-        for rank, failure in error.failures.items():
-            if failure.exitcode < 0:
-                _note_killed(job, rank, signal.Signals(-failure.exitcode).name, failure.error_file)
+        rank, first = error.get_first_failure()
+        if first.exitcode < 0 and first.exitcode != -signal.SIGTERM:  # by which torchrun ends the others
+            _note_killed(job, rank, first.local_rank, signal.Signals(-first.exitcode).name)
     except RendezvousTimeoutError:
-        _say(f"error: not all {job.node.count} machines came back within {job.wait} s; start all again with --resume")
+        _say(f"error: not all {job.place.count} machines came back within {job.wait} s; start all again with --resume")
     except RendezvousError as error:
         _say(f"error: lost machine 0, where all meet ({error.__cause__ or error}); start all again with --resume")
     return 1
 
 
 def _words(job: Job) -> list:
-    node, run_id = job.node, hashlib.sha256(job.identity.encode()).hexdigest()[:16]
-    words = ["--nnodes", node.count, "--nproc-per-node", job.processes, "--max-restarts", job.restarts]
+    place, run_id = job.place, hashlib.sha256(job.identity.encode()).hexdigest()[:16]
+    words = ["--nnodes", place.count, "--nproc-per-node", job.processes, "--max-restarts", job.restarts]
     words += ["--log-dir", job.folder, "--rdzv-backend", "c10d", "--rdzv-id", run_id]
     words += ["--signals-to-handle", "SIGUSR2"]  # which nobody sends: gpt/interrupts.py hears the others
-    if node.count == 1:
+    if place.count == 1:
         # By a file: a port would be open to the whole network, and the agent unpickles what stands in its store.
         endpoint, settings, name = job.folder / "rendezvous", "store_type=file", job.address
     else:
-        endpoint = f"[{node.address}]:{node.port}" if ":" in node.address else f"{node.address}:{node.port}"
-        settings = f"is_host={str(node.rank == 0).lower()},join_timeout={job.wait}"
+        endpoint = f"[{place.address}]:{place.port}" if ":" in place.address else f"{place.address}:{place.port}"
+        settings = f"is_host={str(place.rank == 0).lower()},join_timeout={job.wait}"
         # Machines are numbered in the order of these names; the first is called by its name, and no other.
-        name = f"node-{node.rank:06}" if node.rank else job.address
+        name = f"node-{place.rank:06}" if place.rank else job.address
     return [*words, "--rdzv-endpoint", endpoint, "--rdzv-conf", settings, "--local-addr", name]
 
 
-def _note_killed(job: Job, rank: int, name: str, file: str) -> None:
-    """A process that a signal killed leaves no word: this stands in its place, where gpt/ending.py looks."""
-    os.environ |= {"TORCHELASTIC_ERROR_FILE": file, "RANK": str(rank), "WORLD_SIZE": str(job.size)}
+def _note_killed(job: Job, rank: int, local_rank: int, name: str) -> None:
+    """A process that a signal killed leaves no note; this stands in its place."""
     hint = " (out of memory? see dmesg)" if name == "SIGKILL" else ""
-    times = f" after {job.restarts} restarts" if job.restarts else ""
-    ending.record(f"killed by {name}{hint}{times}; continue with --resume", 1)
+    times = f" after {job.restarts} restart{'s' * (job.restarts > 1)}" if job.restarts else ""
+    line = f"killed by {name}{times}{hint}; continue with --resume"
+    attempt = max(job.folder.glob("*/attempt_*"), key=lambda path: int(path.name.removeprefix("attempt_")))
+    note = Note(line, 1, "", True, False, rank, job.size, socket.gethostname(), time.time())
+    write(note, attempt / str(local_rank) / "error.json")
 
 
 def _say(line: str) -> None:

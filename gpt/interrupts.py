@@ -18,10 +18,13 @@ import threading
 import time
 from collections.abc import Callable
 
+from gpt.ending import STOPPED
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-BY_WORKER = signal.SIGUSR1  # from a worker that stops since another machine was asked to: no second signal after a first
+BY_WORKER = (
+    signal.SIGUSR1
+)  # from a worker that stops since another machine was asked to: no second signal after a first
 MOMENT = 2.0  # seconds in which signals are one
-CODE = 143
 
 
 class Interrupted(BaseException):
@@ -71,4 +74,4 @@ class Interrupts:
 
     def _leave(self) -> None:
         self.at_once()
-        os._exit(CODE)
+        os._exit(STOPPED)

@@ -28,8 +28,8 @@ sys.path.insert(0, str(ROOT))
 from gpt import ending
 from gpt.agent import GRACE, Job, run, set_environment
 from gpt.command import UserError
-from gpt.interrupts import CODE, Interrupted, Interrupts
-from gpt.nodes import number, this_node
+from gpt.interrupts import Interrupted, Interrupts
+from gpt.place import number, this_place
 
 LOGS = {
     "LOGLEVEL": "INFO",
@@ -43,24 +43,24 @@ LOGS = {
 def main(asked: Namespace) -> int:
     """Run the script that is `asked` for in many processes. Returns the exit code. Raises UserError."""
     folder = Path(tempfile.mkdtemp(prefix="gpt-dpo-launch-"))
-    Interrupts(GRACE + 3, asked.follow, at_once=lambda: shutil.rmtree(folder, ignore_errors=True))
     try:
         try:
+            Interrupts(GRACE + 3, asked.follow, at_once=lambda: shutil.rmtree(folder, ignore_errors=True))
             job = prepare(asked, folder)
             set_environment(job)
             status = run(job)
         except Interrupted:
-            status = CODE
-        return ending.main(str(folder), status) if any(folder.glob("*/attempt_*")) else status
+            status = ending.STOPPED
+        return ending.main(folder, status) if any(folder.glob("*/attempt_*")) else status
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def prepare(asked: Namespace, folder: Path) -> Job:
     """What to run and how, all of it checked. Raises UserError, and SystemExit where the script's own check ends it."""
-    node = this_node(os.environ)
+    place = this_place(os.environ)
     restarts = number(os.environ, "RESTARTS", 3, 0)
-    wait = number(os.environ, "WAIT", 600, 0)
+    wait = number(os.environ, "WAIT", 600, 1)
     flags = [flag for flag in asked.flags if flag != "--debug"]
     if flags != asked.flags:
         os.environ |= LOGS
@@ -75,14 +75,12 @@ def prepare(asked: Namespace, folder: Path) -> Job:
             sys.exit(0)
     who = identity(asked.script, flags)
     words = ["--processes", processes, "--out", given(flags, "--out") or "."]
-    if node.count > 1:
-        words += ["--nnodes", node.count, "--node-rank", node.rank, "--wait", wait, "--identity", who]
-        words += ["--master-addr", node.address, "--master-port", node.port]
+    if place.count > 1:
+        words += ["--nnodes", place.count, "--node-rank", place.rank, "--wait", wait, "--identity", who]
+        words += ["--master-addr", place.address, "--master-port", place.port]
     words += ["--verbose"] * (asked.verbose or flags != asked.flags)
-    *lines, last = alone(ROOT / "gpt/preflight.py", *words).splitlines()
-    print(*lines, sep="\n", end="\n" * bool(lines), flush=True)
-    address, interface, _ = last.split()
-    return Job(asked.script, flags, processes, node, restarts, max(wait, 60), who, address, interface, folder)
+    address, interface, _ = alone(ROOT / "gpt/preflight.py", *words).split()
+    return Job(asked.script, flags, processes, place, restarts, max(wait, 60), who, address, interface, folder)
 
 
 def devices() -> int:
@@ -114,8 +112,9 @@ def identity(script: str, flags: list[str]) -> str:
     for room in ("gpt", "data", "dpo"):
         for path in sorted((ROOT / room).rglob("*.py")):
             digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes() + b"\0")
-    versions = f"torch {version('torch')}, Python {platform.python_version()}"
-    return f"code {digest.hexdigest()[:12]}, {versions}, {shlex.join([os.path.relpath(script, ROOT), *flags])}"
+    asked_for = hashlib.sha256(shlex.join([os.path.relpath(script, ROOT), *flags]).encode())
+    versions = f"torch={version('torch')} Python={platform.python_version()}"
+    return f"code={digest.hexdigest()[:12]} {versions} flags={asked_for.hexdigest()[:12]}"
 
 
 def given(flags: list[str], name: str) -> str:

@@ -17,7 +17,7 @@ from gpt.command import UserError
 RESERVED_STEPS = 0xFFFFFFF0  # from here on Slurm numbers what is no step of srun: batch scripts and salloc's shells
 
 
-class Node(NamedTuple):
+class Place(NamedTuple):
     """Machine `rank` of `count`. They meet at machine 0: its address, and a port that is free there."""
 
     rank: int = 0
@@ -26,7 +26,7 @@ class Node(NamedTuple):
     port: int = 0
 
 
-def this_node(environment: Mapping[str, str]) -> Node:
+def this_place(environment: Mapping[str, str]) -> Place:
     """What NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT say, else what Slurm says, else a machine of its own.
 
     Raises UserError for a variable that is missing or makes no sense.
@@ -37,7 +37,7 @@ def this_node(environment: Mapping[str, str]) -> Node:
         raise UserError("NODE_RANK is set, but NNODES, the number of machines, is not; set both or none")
     if 0 <= int(environment.get("SLURM_STEP_ID", -1)) < RESERVED_STEPS:
         return _from_slurm(environment)
-    return Node()
+    return Place()
 
 
 def number(environment: Mapping[str, str], name: str, default: int, least: int, most: int = 10**6) -> int:
@@ -48,15 +48,15 @@ def number(environment: Mapping[str, str], name: str, default: int, least: int, 
     return int(text)
 
 
-def _from_variables(environment: Mapping[str, str]) -> Node:
+def _from_variables(environment: Mapping[str, str]) -> Place:
     count = number(environment, "NNODES", 1, 1)
     if count == 1:
-        return Node()
+        return Place()
     if not environment.get("NODE_RANK"):
         raise UserError(f"NNODES is {count}, but NODE_RANK, this machine's number from 0 to {count - 1}, is not set")
     if not environment.get("MASTER_ADDR"):
         raise UserError(f"NNODES is {count}, but MASTER_ADDR, the address of machine 0, is not set")
-    return Node(
+    return Place(
         number(environment, "NODE_RANK", 0, 0, count - 1),
         count,
         environment["MASTER_ADDR"],
@@ -64,7 +64,7 @@ def _from_variables(environment: Mapping[str, str]) -> Node:
     )
 
 
-def _from_slurm(environment: Mapping[str, str]) -> Node:
+def _from_slurm(environment: Mapping[str, str]) -> Place:
     count, tasks = int(environment["SLURM_STEP_NUM_NODES"]), int(environment["SLURM_STEP_NUM_TASKS"])
     first_here = environment.get("SLURM_LOCALID") == "0"  # alone it may be a shell, of srun --ntasks=4 --pty bash
     if tasks != count and not (count == 1 and first_here):
@@ -73,11 +73,11 @@ def _from_slurm(environment: Mapping[str, str]) -> Node:
             "launch.sh starts the processes itself, N on each machine"
         )
     if count == 1:
-        return Node()
+        return Place()
     shown = subprocess.run(
         ["scontrol", "show", "hostnames", environment["SLURM_STEP_NODELIST"]], capture_output=True, text=True
     )
     if not shown.stdout.split():
         raise UserError(f"scontrol does not name the machines of the job: {shown.stderr.strip()}")
     port = 10_000 + int(environment["SLURM_JOB_ID"]) % 20_000  # so that two jobs on a machine do not meet
-    return Node(int(environment["SLURM_NODEID"]), count, shown.stdout.split()[0], port)
+    return Place(int(environment["SLURM_NODEID"]), count, shown.stdout.split()[0], port)
