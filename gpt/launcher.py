@@ -29,6 +29,7 @@ from gpt import ending
 from gpt.agent import GRACE, Job, run, set_environment
 from gpt.command import UserError
 from gpt.interrupts import Interrupted, Interrupts
+from gpt.note import read_notes
 from gpt.place import number, this_place
 
 LOGS = {
@@ -51,7 +52,10 @@ def main(asked: Namespace) -> int:
             status = run(job)
         except Interrupted:
             status = ending.STOPPED
-        return ending.main(folder, status) if any(folder.glob("*/attempt_*")) else status
+        if status == ending.STOPPED and not any(note.cause for note in read_notes(folder).values()):
+            print("stopped by a signal, before there was anything to save", file=sys.stderr)
+            return status
+        return ending.main(folder, status)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
