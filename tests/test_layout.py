@@ -140,9 +140,10 @@ def test_no_variable_of_a_module_changes(name):
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_script_finds_the_repository_from_its_own_place_before_it_imports_from_it(name):
     lines = FILES[name].read_text(encoding="utf-8").splitlines()
-    first = next(
-        (i for i, line in enumerate(lines) if line.startswith(tuple(f"from {room}." for room in ROOMS))), len(lines)
-    )
+    ours = tuple(f"from {room}." for room in ROOMS)
+    first = next((i for i, line in enumerate(lines) if line.startswith(ours)), None)
+    if first is None:  # gpt/ending.py and gpt/preflight.py need Python alone
+        return
     assert any(line.startswith("sys.path.insert(0, str(Path(__file__).resolve()") for line in lines[:first])
 
 
