@@ -1,8 +1,16 @@
 #!/usr/bin/env bash
-# The one door: set up, demo, scratch, train, compare, test, bench. The only place that knows how to call torchrun. bash 3.2 will do.
+# The one door: set up, demo, scratch, train, check, compare, test, torture, bench. bash 3.2 will do.
+# gpt/launcher.py, behind it, is the only place that knows how to call torchrun.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+if [ ! -f "$root/gpt/launcher.py" ]; then # sbatch runs a copy of this script, in a folder of Slurm's
+    root=${SLURM_SUBMIT_DIR:-$root}
+    if [ ! -f "$root/gpt/launcher.py" ]; then
+        echo "error: launch.sh finds no gpt/launcher.py in $root; call sbatch in the folder where launch.sh is" >&2
+        exit 2
+    fi
+fi
 loss="dpo + 1.0*sft" # of demo and scratch; with dpo alone correctness falls, see "What to expect" in README.md
 
 usage() {
@@ -12,24 +20,39 @@ usage: [N=processes] ./launch.sh [COMMAND] [flags]
   (none)          demo: DPO of the embedded model on the embedded pairs, before and after side by side
   scratch         the same story from random weights: SFT, then DPO (about 15 minutes on 2 cores)
   train [flags]   dpo/train.py under torchrun; train --help lists the flags
+  check [flags]   whether machine, network and the flags of train are fit for it; takes seconds
   compare [flags] the embedded model trained with every loss, as one table; the runs stay in
                   runs/compare, and a finished one is not trained again; compare --help lists the flags
   test [--all]    the quick tests, or all of them; further words go to pytest
+  torture         runs killed, cut off and starved, and resumed, with figures; torture --help lists its flags
   bench [flags]   ours beside the book's loop and TRL: pairs/s, memory, held-out loss (about 20 minutes on 2 cores);
                   the figures go to bench.json; bench --help lists the flags
   bench growth [flags]   how cost grows with model, prompt, batch and processes; bench growth --help
 
 The first call makes .venv and installs into it, unless an environment with torch is active.
-N is the number of processes (default: one per CUDA device, else 1).
-train ends with 0 when done, 2 for an error, 143 when it was stopped by a signal (continue with --resume).
+
+train and check read these variables:
+  N             processes on each machine (default: one per CUDA device, else 1)
+  RESTARTS      how often they are started again, from the newest checkpoint, after one was killed (default 3)
+  NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT
+                on several machines, the same command on each: how many there are, which one this is (from 0), and
+                where machine 0 is reached (default port 29500). A Slurm job needs none of them:
+                sbatch --nodes=2 --ntasks-per-node=1 launch.sh train ...
+  WAIT          seconds to wait for the other machines (default 600)
+With --debug they show every log that torch has.
+
+They end with 0 when done, 2 for an error, 143 when stopped by a signal (continue with --resume), 1 for anything else.
+The first signal lets them save and leave, which takes half a minute at most; another one ends them at once.
 TEXT
 }
 
 # setup EXTRA: $python can import torch and what EXTRA names afterwards.
 setup() {
-    if python -c 'import torch' 2>/dev/null; then
+    # looked for, not imported: that takes seconds
+    local found='import sys; from importlib.util import find_spec; sys.exit(not all(map(find_spec, sys.argv[1:])))'
+    if python -c "$found" torch 2>/dev/null; then
         python=python
-        python -c 'import numpy, safetensors, tiktoken, tqdm' 2>/dev/null && return
+        python -c "$found" numpy safetensors tiktoken tqdm && return
         echo "error: the active environment has torch but not all of the rest; deactivate it, or in it run:" \
             "pip install -c '$root/constraints.txt' -e '$root[$1]'" >&2
         exit 2
@@ -67,52 +90,40 @@ find_python() {
     exit 2
 }
 
-processes() {
-    if [ -n "${N:-}" ]; then
-        case $N in *[!0-9]* | 0) echo "error: N is '$N', it must be a number of processes of at least 1" >&2; exit 2 ;; esac
-        echo "$N"
-    else
-        "$python" -c 'import torch; print(torch.cuda.device_count() or 1)'
+# on_every_machine WORDS: a job of Slurm runs this script on its first machine only, or, after salloc, on none of them;
+# srun starts it on each. What srun started is a numbered step. Slurm's highest numbers are of batch scripts and shells.
+on_every_machine() {
+    if [ -z "${SLURM_JOB_ID:-}" ] || [ -n "${NNODES:-}" ]; then return; fi
+    case ${SLURM_STEP_ID:-} in "" | 42949672[0-9][0-9]) ;; *) return ;; esac
+    if ! command -v srun >/dev/null; then
+        [ "${SLURM_NNODES:-1}" -gt 1 ] || return 0
+        echo "error: this is a job of Slurm on $SLURM_NNODES machines, but srun is not on the PATH" >&2
+        exit 2
     fi
+    # exec: a signal to the batch script, as by sbatch --signal=B:TERM@120, is then one to srun, which passes it on.
+    # wait: when a machine has ended, the others have a minute to save and leave.
+    exec srun --nodes="${SLURM_NNODES:-1}" --ntasks="${SLURM_NNODES:-1}" --ntasks-per-node=1 --cpu-bind=none --export=ALL \
+        --kill-on-bad-exit=0 --wait=60 bash "$root/launch.sh" "$@"
 }
 
-# train FLAGS: checked in one process first, so that what is wrong is said in one line; then under torchrun.
-train() {
-    local count cores status=0 signalled=""
-    count=$(processes)
-    PLANNED_PROCESSES=$count "$python" "$root/dpo/train.py" --dry-run "$@" || exit $?
-    case " $* " in *" --help "* | *" -h "* | *" --dry-run "*) return ;; esac
-    cores=$(getconf _NPROCESSORS_ONLN)
-    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores / count > 0 ? cores / count : 1))}
-    # --standalone: a free port. --local-addr: torchrun would publish the host's name, which may resolve to nothing.
-    "$python" -m torch.distributed.run --standalone --local-addr 127.0.0.1 --nproc-per-node "$count" "$root/dpo/train.py" "$@" &
-    local job=$!
-    trap 'signalled=1; kill -TERM $job 2>/dev/null' TERM INT
-    wait $job || status=$?
-    while kill -0 $job 2>/dev/null; do wait $job || status=$?; done # a signal ends `wait` before the job
-    trap - TERM INT
-    [ -z "$signalled" ] || exit 143
-    [ $status -eq 0 ] || exit 2
+# start FLAGS SCRIPT FLAGS: a script in many processes. The launcher takes this script's place, so that there is one process
+# to signal and to kill.
+start() {
+    exec "$python" "$root/gpt/launcher.py" "$@"
 }
 
-# say_and_train OUT FLAGS: shows the command that does the same without this script, into a folder of its own.
-say_and_train() {
-    local word line out=$1
+# show_and_train OUT FLAGS: as a part of this script. It stops when this script is gone.
+show_and_train() {
+    local out=$1
     shift
-    line="torchrun --local-addr 127.0.0.1 --nproc_per_node=$(processes) dpo/train.py"
-    for word in "$@"; do
-        case $word in *[!A-Za-z0-9_./=:-]*) word="'$word'" ;; esac
-        line="$line $word"
-    done
-    printf '\n%s\n\n' "$line"
-    train "$@" --out "$out"
+    (start --show --follow --first "$root/dpo/train.py" "$root/dpo/train.py" "$@" --out "$out") || exit $?
 }
 
 demo() {
     setup report,hub
     local out
     out=runs/demo-$(date +%Y%m%d-%H%M%S)
-    say_and_train "$out" --loss "$loss" --batch 32 --steps 200 --eval-every 100 "$@"
+    show_and_train "$out" --loss "$loss" --batch 32 --steps 200 --eval-every 100 "$@"
     "$python" "$root/dpo/evaluate.py" --policy "$out"
 }
 
@@ -121,8 +132,8 @@ scratch() {
     local out
     out=runs/scratch-$(date +%Y%m%d-%H%M%S)
     "$python" "$root/data/build.py" rules --sft --count 40000 --out "$out/sft.jsonl"
-    say_and_train "$out/sft" --init random:tiny --pairs "$out/sft.jsonl" --loss sft --steps 2500 --weight-decay 0.1 --eval-every 500
-    say_and_train "$out/dpo" --init "$out/sft" --loss "$loss" --batch 32 --steps 200 --eval-every 100 "$@"
+    show_and_train "$out/sft" --init random:tiny --pairs "$out/sft.jsonl" --loss sft --steps 2500 --weight-decay 0.1 --eval-every 500
+    show_and_train "$out/dpo" --init "$out/sft" --loss "$loss" --batch 32 --steps 200 --eval-every 100 "$@"
     "$python" "$root/dpo/evaluate.py" --policy "$out/dpo"
 }
 
@@ -164,9 +175,20 @@ case ${1:-} in
         demo "$@"
         ;;
     scratch) shift && scratch "$@" ;;
-    train) shift && setup report,hub && train "$@" ;;
+    train)
+        setup report,hub
+        on_every_machine "$@"
+        shift && start --first "$root/dpo/train.py" "$root/dpo/train.py" "$@"
+        ;;
+    check)
+        setup report,hub
+        on_every_machine "$@"
+        export RESTARTS=0
+        shift && start --verbose ${1+--first "$root/dpo/train.py"} "$root/gpt/check.py" "$@"
+        ;;
     compare) shift && compare "$@" ;;
     test) shift && run_tests "$@" ;;
+    torture) shift && setup test && exec "$python" "$root/tests/torture/run.py" "$@" ;;
     bench) shift && bench "$@" ;;
     *) echo "error: there is no command '$1'; ./launch.sh --help lists them" >&2 && exit 2 ;;
 esac

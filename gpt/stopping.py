@@ -59,6 +59,8 @@ class StopSignal:
         call comes that often, and at least every MOST calls: not at each, since a GPU has to be waited for.
         """
         if self.came if self.world.size == 1 else self._asked_any():
+            if not self.came and "GPT_DPO_LAUNCHER" in os.environ:  # the signal came to another machine: tell this one,
+                os.kill(os.getppid(), signal.SIGUSR1)  # whose torchrun would wait five minutes for the other's
             self.stopped = True
             raise Stopped("stopped by a signal")
 

@@ -2,14 +2,19 @@
 
 import json
 import os
+import platform
+import pty
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 DOOR = str(ROOT / "launch.sh")
@@ -33,7 +38,7 @@ def small(out: Path) -> list[str]:
     return ["--steps", "2", "--batch", "8", "--eval-every", "0", "--out", str(out)]
 
 
-COMMANDS = ("(none)", "scratch", "train", "compare", "test", "bench")
+COMMANDS = ("(none)", "scratch", "train", "check", "compare", "test", "torture", "bench")
 
 
 def test_help_names_every_command_and_an_unknown_one_is_refused():
@@ -64,24 +69,230 @@ def test_a_user_error_is_one_line_and_code_2(flags, expected):
     assert done.stderr.count("\n") == 1 and expected in done.stderr
 
 
-def test_a_wrong_number_of_processes_is_one_line_and_code_2():
-    assert "N is 'two'" in launch("train", code=2, N="two").stderr
+@pytest.mark.parametrize(
+    "variables, named",
+    [
+        ({"N": "two"}, "N is 'two'"),
+        ({"N": "0"}, "N is '0'"),
+        ({"RESTARTS": "-1"}, "RESTARTS is '-1'"),
+        ({"NNODES": "2"}, "NODE_RANK, this machine's number"),
+    ],
+)
+def test_a_wrong_variable_is_one_line_and_code_2(variables, named):
+    done = launch("train", code=2, **variables)
+    assert done.stderr.count("\n") == 1 and named in done.stderr and not done.stdout
+
+
+def test_a_copy_of_the_script_alone_says_what_it_misses(tmp_path):
+    copy = shutil.copy(DOOR, tmp_path)
+    done = subprocess.run(["bash", copy, "check"], env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 2 and "launch.sh finds no gpt/launcher.py" in done.stderr
+
+
+def test_check_shows_each_process_and_ends_with_ok():
+    done = launch("check", N="2")
+    lines = done.stdout.splitlines()
+    assert [line[:14] for line in lines[:2]] == ["process 0 of 2", "process 1 of 2"]
+    assert all(f"cpu, torch {torch.__version__}, Python {platform.python_version()}" in line for line in lines[:2])
+    assert lines[-1].startswith("ok       2 processes in ")
+
+
+def test_check_looks_at_the_flags_of_train():
+    done = launch("check", "--batch", "1", N="2", code=2)
+    assert "--batch is 1" in done.stderr.splitlines()[-1]
+
+
+def children(pid: int) -> list[int]:
+    """Of a process, oldest first. Skips the test where there is no /proc."""
+    if not Path("/proc/self/stat").exists():
+        pytest.skip("children are looked up in /proc")
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            after_name = path.read_text().rpartition(")")[2].split()
+            if int(after_name[1]) == pid:
+                found.append(int(path.parent.name))
+    return sorted(found)
+
+
+def until(true, seconds: float) -> None:
+    """Wait for something to come true."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, f"not within {seconds} s"
+        time.sleep(0.05)
+
+
+def long_run(out: Path, *more) -> list[str]:
+    flags = ["--steps", "60", "--batch", "8", "--eval-every", "0", "--held-out", "0", "--out", str(out)]
+    return ["train", *flags, *map(str, more)]
+
+
+def start(*words, **environment) -> subprocess.Popen:
+    """In a process group of its own, as a shell starts it."""
+    how = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
+    return subprocess.Popen([DOOR, *words], env=ENVIRONMENT | {"N": "2"} | environment, **how)
+
+
+def lines_of(metrics: Path) -> list[dict]:
+    return [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
+
+
+def under_way(job: subprocess.Popen, out: Path, steps: int = 3) -> None:
+    """Wait until it has done some steps."""
+    until(lambda: len(lines_of(out / "metrics.jsonl")) >= steps or job.poll() is not None, seconds=120)
+    assert job.poll() is None, job.stdout.read()
+
+
+def finish(out: Path) -> None:
+    """Continue a stopped run: every step must then stand in it, once."""
+    launch(*long_run(out, "--resume"), N="2")
+    assert [line["step"] for line in lines_of(out / "metrics.jsonl")] == list(range(1, 61))
 
 
 @pytest.mark.slow
 def test_sigterm_ends_with_143_and_resume_finishes(tmp_path):
-    flags = ["--steps", "60", "--batch", "8", "--eval-every", "0", "--held-out", "0", "--out", str(tmp_path / "run")]
-    job = subprocess.Popen(
-        [DOOR, "train", *flags], env=ENVIRONMENT | {"N": "2"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    metrics = tmp_path / "run/metrics.jsonl"
-    while not metrics.exists() or len(metrics.read_text().splitlines()) < 3:
-        assert job.poll() is None
-        time.sleep(0.05)
+    job = start(*long_run(tmp_path / "run"))
+    under_way(job, tmp_path / "run")
     job.send_signal(signal.SIGTERM)
-    assert job.wait(timeout=60) == 143
-    launch("train", *flags, "--resume", N="2")
-    assert [json.loads(line)["step"] for line in metrics.read_text().splitlines()] == list(range(1, 61))
+    said = job.communicate(timeout=40)[0]
+    assert job.returncode == 143, said
+    assert "continue with --resume" in said.splitlines()[-1]
+    finish(tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_signals_to_every_process_that_arrive_together_are_one(tmp_path):
+    # as Slurm sends them: to launch.sh, which is torchrun too, and to each worker; its srun once more to all of them
+    job = start(*long_run(tmp_path / "run"))
+    under_way(job, tmp_path / "run")
+    for _ in range(2):
+        for pid in [*children(job.pid), job.pid]:
+            os.kill(pid, signal.SIGTERM)
+    said = job.communicate(timeout=40)[0]
+    assert job.returncode == 143 and "continue with --resume" in said.splitlines()[-1], said
+    finish(tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_terminal_stops_with_143(tmp_path):
+    words, environment = [DOOR, *long_run(tmp_path / "run")], ENVIRONMENT | {"N": "2"}
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execve(DOOR, words, environment)
+    said = []
+    reader = Thread(target=lambda: said.extend(iter(lambda: read_terminal(terminal), b"")))
+    reader.start()
+    until(lambda: len(lines_of(tmp_path / "run/metrics.jsonl")) >= 3, seconds=120)
+    os.write(terminal, b"\x03")  # the terminal sends SIGINT to all of the foreground group
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 143
+    reader.join()
+    assert b"continue with --resume" in b"".join(said).splitlines()[-1]
+    finish(tmp_path / "run")
+
+
+def read_terminal(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 2**16)
+    except OSError:  # nobody has it open any more
+        return b""
+
+
+STUBBORN = """
+import os, signal, sys, time
+from pathlib import Path
+from gpt.ending import end_with_launcher
+end_with_launcher()
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+Path(sys.argv[1], os.environ["RANK"]).touch()
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def stubborn(tmp_path):
+    """Two workers that do not stop when they are asked to, under their launcher."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "stubborn.py").write_text(STUBBORN)
+    words = [sys.executable, ROOT / "gpt/launcher.py", tmp_path / "stubborn.py", tmp_path / "here"]
+    environment = ENVIRONMENT | {"N": "2", "TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(list(map(str, words)), env=environment, start_new_session=True) as job:
+        until(lambda: len(list((tmp_path / "here").iterdir())) == 2, seconds=60)
+        yield job, children(job.pid)
+        job.kill()
+
+
+def gone(pids: list[int]) -> bool:
+    return not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+@pytest.mark.slow
+def test_the_second_signal_ends_at_once_and_leaves_nothing(stubborn, tmp_path):
+    job, workers = stubborn
+    job.send_signal(signal.SIGTERM)
+    time.sleep(2.5)
+    assert job.poll() is None and len(workers) == 2
+    job.send_signal(signal.SIGTERM)
+    assert job.wait(timeout=2) == 143
+    until(lambda: gone(workers), seconds=5)
+    assert not list(tmp_path.glob("gpt-dpo-launch-*"))
+
+
+@pytest.mark.slow
+def test_one_signal_ends_all_within_30_seconds_whatever_workers_do(stubborn):
+    job, workers = stubborn
+    job.send_signal(signal.SIGTERM)
+    assert job.wait(timeout=30) == 143
+    until(lambda: gone(workers), seconds=5)
+
+
+@pytest.mark.slow
+def test_workers_end_soon_after_a_killed_launch_sh(stubborn):
+    job, workers = stubborn
+    job.kill()
+    until(lambda: gone(workers), seconds=5)
+
+
+@pytest.mark.slow
+def test_a_worker_killed_twice_is_started_again_and_the_run_ends_with_equal_bits(tmp_path):
+    launch(*long_run(tmp_path / "whole"), N="2")
+    job = start(*long_run(tmp_path / "killed", "--save-every", "10"), RESTARTS="2")
+    for steps in (14, 33):
+        under_way(job, tmp_path / "killed", steps)
+        os.kill(children(job.pid)[-1], signal.SIGKILL)
+        until(lambda: len(lines_of(tmp_path / "killed/metrics.jsonl")) < steps or job.poll() is not None, seconds=60)  # noqa: B023
+    said = job.communicate(timeout=120)[0]
+    assert job.returncode == 0, said
+    whole, killed = (tmp_path / name for name in ("whole", "killed"))
+    assert (killed / "model/model.safetensors").read_bytes() == (whole / "model/model.safetensors").read_bytes()
+    losses = [[(line["step"], line["loss"]) for line in lines_of(run / "metrics.jsonl")] for run in (whole, killed)]
+    assert losses[0] == losses[1] and len(losses[0]) == 60
+
+
+@pytest.mark.slow
+def test_a_worker_killed_too_often_is_named_in_the_last_line(tmp_path):
+    job = start(*long_run(tmp_path / "run"), RESTARTS="0")
+    under_way(job, tmp_path / "run")
+    victim = children(job.pid)[1]
+    rank = dict(item.split("=", 1) for item in Path(f"/proc/{victim}/environ").read_text().split("\0")[:-1])["RANK"]
+    os.kill(victim, signal.SIGKILL)
+    said = job.communicate(timeout=40)[0]
+    assert job.returncode == 1
+    assert f"process {rank} of 2" in said.splitlines()[-1] and "killed by SIGKILL" in said.splitlines()[-1], said
+
+
+@pytest.mark.slow
+def test_torchrun_opens_no_port_on_one_machine(stubborn):
+    job, _ = stubborn
+    sockets = {os.readlink(path) for path in Path(f"/proc/{job.pid}/fd").iterdir() if path.is_symlink()}
+    table = [line.split() for kind in ("tcp", "tcp6") for line in Path(f"/proc/net/{kind}").read_text().splitlines()]
+    assert not [row for row in table if f"socket:[{row[9]}]" in sockets]
+
+
+@pytest.mark.slow
+def test_debug_shows_the_logs_of_torch():
+    said = launch("check", "--debug", N="1")
+    assert "torch/distributed/elastic" in said.stderr and "max_restarts" in said.stderr
 
 
 @pytest.mark.slow
