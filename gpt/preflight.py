@@ -71,8 +71,9 @@ def preflight(flags: Flags) -> int:
     faults = [*_wrong_numbers(flags), *stale_variables(flags.nnodes, speech.warn)]
     faults += [*wrong_interfaces(flags.nnodes, speech.warn), *little_memory(flags.processes, speech.warn)]
     if flags.out:
-        faults += wrong_folder(Path(flags.out), ASIDE)
-        speech.note(f"--out {flags.out} can be written")
+        unfit = list(wrong_folder(Path(flags.out), ASIDE))
+        faults += unfit
+        speech.note(f"--out {flags.out} can{'not' if unfit else ''} be written")
     if flags.verbose:
         _note_host_name(flags.nnodes, speech)
     address, interface, port = "127.0.0.1", "lo0" if sys.platform == "darwin" else "lo", 0
