@@ -29,7 +29,7 @@ from gpt.nodes import Node, Refused
 from gpt.roll_call import hold
 from gpt.surroundings import little_memory, stale_variables, wrong_folder, wrong_interfaces
 
-SOON = 8.0  # seconds from the start until all is known but whether missing machines will come
+SOON = 7.0  # seconds from the start until all is known but whether missing machines will come
 ASIDE = 3.0  # seconds for what is not the heart of it
 
 

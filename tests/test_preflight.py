@@ -5,7 +5,6 @@ Every network failure here is named in less than ten seconds of this process's c
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -224,20 +223,20 @@ def test_interfaces_are_read_as_the_ip_command_reads_them(pair):
 @pytest.mark.parametrize(
     "name, expected",
     [
-        ("eth7", "there is no interface 'eth7'; take one of bare, down, eth0, lo"),
-        ("down", "interface down is down; ip link set down up"),
+        ("eth7", "there is no interface 'eth7'; take one of bare, eth0, lo, off"),
+        ("off", "interface off is down; ip link set off up"),
         ("bare", "interface bare has no IPv4 address"),
         ("eth0,eth7", "there is no interface 'eth7'"),
     ],
 )
 def test_an_interface_that_gloo_cannot_use_is_named(pair, name, expected):
-    for each in ("down", "bare"):
+    for each in ("off", "bare"):
         pair[0].call("ip", "link", "add", each, "type", "bridge", code=None)
     pair[0].call("ip", "link", "set", "bare", "up")
     for flags in ([], ["--nnodes", 2, "--master-addr", "10.77.0.1"]):
         done = Run(*flags, machine=pair[0], environment={"GLOO_SOCKET_IFNAME": name}).end(code=2)
         assert f"GLOO_SOCKET_IFNAME={name}: {expected}" in done.error and "unset GLOO_SOCKET_IFNAME" in done.error
-    for each in ("down", "bare"):
+    for each in ("off", "bare"):
         pair[0].call("ip", "link", "del", each)
 
 
@@ -402,14 +401,18 @@ def test_missing_nodes_are_named_by_number_on_all_that_came(pair):
 
 
 def test_a_node_that_came_and_left_is_named_so(pair):
-    first = node(0, "--wait", 4, "--verbose", machine=pair[0])
+    first = node(0, "--wait", 4, machine=pair[0], nodes=3)
     second = node(1, "--verbose", machine=pair[1], nodes=3)
-    second.job.stderr.readline()
-    while "says wait" not in second.job.stderr.readline():
-        pass
-    second.job.send_signal(signal.SIGKILL)
+    _until_waiting(second)
+    second.job.kill()
     second.job.communicate()
-    assert "node 1 is missing" in first.end(code=2).error
+    assert "node 1 (node-2) came and left again; node 2 is missing" in first.end(code=2).error
+
+
+def _until_waiting(run: Run) -> None:
+    """Until node 0 has counted it in; it must have been started with --verbose."""
+    while "node 0 says wait" not in (line := run.job.stderr.readline()):
+        assert line, "it has ended"
 
 
 @pytest.mark.parametrize(
@@ -443,8 +446,7 @@ def test_a_machine_that_was_started_anew_is_one_node(pair):
     first = node(0, "--verbose", machine=pair[0], nodes=3)
     for _ in range(2):
         gone = node(1, "--verbose", machine=pair[1], nodes=3)
-        while "says wait" not in gone.job.stderr.readline():
-            pass
+        _until_waiting(gone)
         gone.job.kill()
         gone.job.communicate()
     rest = [node(rank, machine=pair[1], nodes=3) for rank in (1, 2)]
@@ -490,8 +492,7 @@ def test_a_blackhole_is_named(pair):
 def test_a_link_that_is_cut_during_the_roll_call_is_named_on_both_sides(pair):
     first = node(0, "--wait", 5, machine=pair[0], nodes=3)
     second = node(1, "--wait", 60, "--verbose", machine=pair[1], nodes=3)
-    while "says wait" not in second.job.stderr.readline():
-        pass
+    _until_waiting(second)
     pair[1].cut()
     cut = time.monotonic()
     assert "node 2 is missing" in first.end(code=2).error
@@ -504,8 +505,7 @@ def test_a_link_that_is_cut_during_the_roll_call_is_named_on_both_sides(pair):
 def test_a_node_that_went_silent_is_named_when_all_the_others_are_there(pair):
     first = node(0, machine=pair[0], nodes=3)
     second = node(1, "--verbose", machine=pair[1], nodes=3)
-    while "says wait" not in second.job.stderr.readline():
-        pass
+    _until_waiting(second)
     pair[1].cut()
     third = node(2, machine=pair[0], nodes=3)
     assert "node 1 (node-2) was there and does not answer any more" in first.end(code=2).error
