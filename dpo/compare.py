@@ -36,9 +36,9 @@ from gpt.command import UserError, check_range, flag, run
 from gpt.device import check_device
 from gpt.files import whole
 from gpt.generate import longest_answer
+from gpt.joining import join
 from gpt.model import GPT
 from gpt.optim import default_learning_rate
-from gpt.parallel import join
 from gpt.tokenizer import Tokenizer
 from gpt.weights import fingerprint
 

@@ -28,8 +28,9 @@ from dpo.start import open_model
 from dpo.step import Plan, held_out_metrics
 from gpt.command import UserError, check_range, flag, run
 from gpt.generate import longest_answer
+from gpt.joining import join
 from gpt.model import GPT
-from gpt.parallel import World, join, say
+from gpt.parallel import World, say
 from gpt.tokenizer import Tokenizer
 from gpt.weights import fingerprint
 

@@ -22,11 +22,11 @@ from dpo.start import open_model
 from gpt import precision
 from gpt.command import UserError, check_range
 from gpt.device import check_device
-from gpt.launched import process_count
-from gpt.lora import adapters, check_rank, without_adapters
+from gpt.launched import process_count, restarts
+from gpt.lora import adapters, add_lora, check_rank, without_adapters
 from gpt.model import GPT
 from gpt.optim import default_learning_rate
-from gpt.parallel import World
+from gpt.parallel import World, placed
 from gpt.weights import fingerprint
 
 # Flags that settings leave out: they change nothing that is computed, or stand there resolved.
@@ -44,6 +44,11 @@ FREE = {
     "reference",
     "pairs",
     "epochs",
+    "shard",
+    "keep",
+    "export",
+    "timeout",
+    "debug",
 }
 
 
@@ -55,7 +60,7 @@ class Job:
         check_device(flags.device)
         self.flags, self.loss = flags, parse_loss(flags.loss, flags.beta)
         if flags.out:
-            RunFolder(flags.out).check_free(flags.resume)
+            RunFolder(flags.out).check_free(flags.resume or restarts() > 0)
         elif flags.resume:
             raise UserError("--resume needs --out, the run folder to continue")
         if flags.reference_every and not self.loss.needs_reference:
@@ -108,10 +113,14 @@ class Job:
         """What this run computes, and from what: stored with it, and compared before it is resumed.
 
         `kept` are the settings of the run that is resumed: its micro-batch, precision and threads are taken over, since
-        they change how sums are rounded. All processes call it together, with the model on its device.
+        they change how sums are rounded. All processes call it together, before `models`.
         """
         flags, trained = self.flags, 4 * _trained_count(self.policy)
-        limit = fitting(self.policy.config, world, reserved=3 * trained, micro=flags.micro)
+        coming = 3 * trained + (
+            4 * self.parameters if world.device.type == "cuda" else 0
+        )  # elsewhere it is there already
+        coming //= world.size if flags.shard else 1
+        limit = fitting(self.policy.config, world, reserved=coming, micro=flags.micro)
         return {name: value for name, value in asdict(flags).items() if name not in FREE} | {
             "loss": str(self.loss),
             "lr": self.lr,
@@ -129,24 +138,36 @@ class Job:
             "margins_sha256": hashlib.sha256(self.train.margins).hexdigest() if self.loss.needs("margin") else None,
         }
 
-    def references(self, settings: dict, way: Way) -> tuple[Reference | Moving, Reference | Moving]:
+    def models(self, world: World) -> tuple[GPT, GPT]:
+        """The policy, with its adapters, and what the reference is asked of, which unless another is named or it moves is
+        the policy itself; both on their devices."""
+        flags = self.flags
+        if flags.lora:
+            add_lora(self.policy, flags.lora, flags.lora_alpha, flags.seed)
+        if flags.reference_every:
+            self.reference = frozen_copy(self.reference or self.policy)
+        policy = placed(self.policy, world, flags.shard)
+        return policy, placed(self.reference, world, flags.shard) if self.reference else policy
+
+    def references(
+        self, policy: GPT, reference: GPT, settings: dict, way: Way
+    ) -> tuple[Reference | Moving, Reference | Moving]:
         """What the reference says of the pairs that will be met, and of the held-out ones. Unless it moves, it is asked
         here, before the policy does, and not needed any more."""
         flags, every = self.flags, range(len(self.held_out.ids))
         if not self.loss.needs_reference:
             return no_reference(self.train), no_reference(self.held_out)
-        model = (self.reference or self.policy).to(way.world.device)  # unless another is named, the policy is its own
-        self.reference = None
         if flags.reference_every:
-            moving = Moving(frozen_copy(model), self.train, way, flags.reference_every, flags.reference_mix or 0.6)
+            moving = Moving(reference, self.train, way, flags.reference_every, flags.reference_mix or 0.6)
             return moving, moving._replace(examples=self.held_out)
         # a resumed run too asks for the pairs of all steps: other batches would round otherwise, and its bits would differ
         met = pairs_met(self.steps, len(self.train.ids), flags.batch, flags.seed)
         sha256 = settings["reference_sha256"] or settings["init_sha256"]
-        with without_adapters(self.policy):
+        self.reference = None
+        with without_adapters(policy):
             return (
-                reference_logps(model, self.train, met, way, sha256),
-                reference_logps(model, self.held_out, every, way, sha256),
+                reference_logps(reference, self.train, met, way, sha256),
+                reference_logps(reference, self.held_out, every, way, sha256),
             )
 
     def describe(self, settings: dict, folder: RunFolder, world: World) -> str:
@@ -196,7 +217,7 @@ def _trained_count(model: GPT) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-AT_LEAST_1 = ("epochs", "batch")
+AT_LEAST_1 = ("epochs", "batch", "keep", "timeout")
 AT_LEAST_0 = (
     "steps",
     "micro",

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from dpo.examples import Examples
 from dpo.forward import Way, ask
+from gpt.parallel import parameters_at_rest
 
 
 class Moving(NamedTuple):
@@ -46,7 +47,8 @@ class Moving(NamedTuple):
     def follow(self, policy: nn.Module, step: int) -> None:
         """Move, where `step` is one to move after."""
         if step % self.every == 0:
-            for own, other in zip(self.model.parameters(), policy.parameters(), strict=True):
+            pairs = zip(parameters_at_rest(self.model).values(), parameters_at_rest(policy).values(), strict=True)
+            for own, other in pairs:
                 own.lerp_(other, self.mix)
 
 

@@ -26,7 +26,7 @@ from dpo.forward import Way, ask
 from dpo.order import Limit, micro_batches
 from gpt.files import cache_folder, locked, whole
 from gpt.packed import packed
-from gpt.parallel import add_up, spread
+from gpt.parallel import add_up, is_sharded, spread
 from gpt.stopping import Stopped
 
 # Rows of a forward pass, by device, whatever --micro is: so that the numbers depend on nothing else
@@ -115,7 +115,8 @@ def _asked(
     It is written into `known` too, which from time to time, and when a signal comes, is given to `keep`.
     """
     model.eval()
-    if way.precision == "bf16":  # the same bits; in float32 another library would round otherwise
+    # of a matrix in parts there is nothing to pack; the same bits, which in float32 another library would round otherwise
+    if way.precision == "bf16" and not is_sharded(model):
         model = packed(model, torch.bfloat16)
     fresh, unread = torch.zeros_like(known), []  # unread: places and log p on the device; a GPU is not waited for
 
@@ -127,11 +128,12 @@ def _asked(
     due = time.monotonic() + EVERY
     try:
         for rows in tqdm(batches, desc="reference", unit="batch", disable=not way.world.is_main, leave=False):
-            if not rows:
+            if rows:
+                unread.append((_places(starts, rows), ask(model, examples.ids, rows, way)[0]))
+            elif is_sharded(model):
+                ask(model, examples.ids, [0], way)  # as often as the others, who wait for this process's part
+            else:
                 way.stop()  # as often as the others
-                continue
-            logps, _ = ask(model, examples.ids, rows, way)
-            unread.append((_places(starts, rows), logps))
             if (now := time.monotonic()) > due:
                 read()
                 keep(known)

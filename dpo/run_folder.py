@@ -47,6 +47,11 @@ class RunFolder:
         if not os.access(existing, os.W_OK):
             raise UserError(f"--out {self.path}: {existing} is not writable")
 
+    def held(self, wait: float):
+        from contextlib import nullcontext
+
+        return nullcontext()
+
     def write_json(self, name: str, value: dict) -> None:
         """Write a JSON file of the folder; it is whole or as it was."""
         with whole(self.path / name) as file:

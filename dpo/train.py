@@ -11,6 +11,7 @@ import os
 import platform
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,24 +20,24 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from tqdm import tqdm
 
-from dpo.card import model_card
 from dpo.forward import Way
 from dpo.job import Job
 from dpo.losses.family import table
 from dpo.order import Limit, steps_of
+from dpo.resume import LeftOff, export, held_out_losses
 from dpo.run_folder import SHOWN, RunFolder
 from dpo.step import Plan, add_gradients, check_unmoved, held_out_metrics
 from dpo.watch import Done, Watch
 from gpt import precision
-from gpt.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
-from gpt.command import UserError, flag, run
+from gpt.checkpoint import load_checkpoint, save_checkpoint
+from gpt.command import flag, run
 from gpt.device import peak_memory
-from gpt.lora import add_lora, merged, save_adapter
+from gpt.joining import join, must_agree
+from gpt.launched import kept_over_restarts, restarts
 from gpt.memory import keep_freed_memory
 from gpt.optim import adamw, learning_rate, update
-from gpt.parallel import World, agree, join, replicate, say
+from gpt.parallel import World, agree, on_main, replicate, say
 from gpt.stopping import Stopped, StopSignal
-from gpt.weights import save_gpt
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,14 @@ class Flags:
         "running",
     )
     save_every: int = flag(0, "steps between checkpoints; 0: at the end only", "running")
+    keep: int = flag(2, "newest checkpoints to keep; the one best on held-out pairs is kept beside them", "running")
+    export: str = flag(
+        "last", "which weights model/ gets: the last, or the best on held-out pairs", "running", ("last", "best")
+    )
     resume: bool = flag(False, "continue the run in --out from its newest checkpoint", "running")
+    shard: bool = flag(False, "cut weights, gradients and moments into parts, one a process (FSDP2)", "many processes")
+    timeout: float = flag(600.0, "seconds that a process waits for another before it gives up", "many processes")
+    debug: bool = flag(False, "verbose logs of torch's communication", "many processes")
     device: str = flag("auto", "auto is cuda where there is one, else cpu", "running", ("auto", "cpu", "cuda", "mps"))
     precision: str = flag(
         "auto",
@@ -114,56 +122,66 @@ def main(flags: Flags) -> int:
     if flags.loss == "list":
         print(table())
         return 0
+    if flags.debug:
+        os.environ |= {"TORCH_DISTRIBUTED_DEBUG": "DETAIL", "NCCL_DEBUG": "INFO"}
     keep_freed_memory()
     job = Job(flags)
     if flags.dry_run:
         return 0
-    with join(flags.device) as world:
-        try:
-            return train(job, world)
-        except Stopped as stopped:
-            say(f"\n{stopped}", world)
-            return 143
+    with join(flags.device, flags.timeout) as world:
+        must_agree({name: value for name, value in asdict(flags).items() if name not in OWN}, world)
+        folder = RunFolder(agree(flags.out or kept_over_restarts("out", lambda: new_folder(job)), world))
+        with ExitStack() as stack:
+            on_main(lambda: stack.enter_context(folder.held(WAIT)) and None, world)
+            try:
+                return train(job, folder, world)
+            except Stopped as stopped:
+                say(f"\n{stopped}", world)
+                return 143
 
 
-def train(job: Job, world: World) -> int:
+WAIT = 5.0  # seconds for which a run waits for the processes of one that was just killed
+OWN = ("out", "pairs", "init", "reference")  # of each machine; what lies there is compared by hash
+
+
+def new_folder(job: Job) -> str:
+    """Where a run goes that was told no place."""
+    return f"runs/{job.loss.terms[0].name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+
+
+def train(job: Job, folder: RunFolder, world: World) -> int:
     """The run. Returns the exit code. Raises Stopped after a signal, with the last finished step saved."""
     flags, loss, steps = job.flags, job.loss, job.steps
-    folder = RunFolder(
-        flags.out or agree(f"runs/{loss.terms[0].name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}", world)
-    )
-    found = latest_checkpoint(folder.checkpoints) if flags.resume else None
-    policy = job.policy.to(world.device)
-    settings = job.settings(world, found[1]["settings"] if found else {})
-    before = asdict(Flags()) | (found[1]["settings"] if found else {})  # a flag that did not exist yet had its default
-    if found and (differ := [name for name in settings if settings[name] != before.get(name)]):
-        raise UserError(
-            f"--resume: {', '.join(differ)} differ from what {folder.path} was started with; give the same flags, or a new --out"
-        )
-    done = found[1]["step"] if found else 0
-    if done == steps and (folder.model / "config.json").exists():
+    left = LeftOff.of(folder, world) if flags.resume or restarts() else LeftOff()
+    settings = job.settings(world, left.settings)
+    must_agree(settings, world)
+    left.check_same(settings, asdict(Flags()), folder)
+    done = left.step
+    if done == steps and on_main(lambda: str((folder.model / "config.json").exists()), world) == "True":
         say(f"{folder.path} is finished: {steps} steps", world)
         return 0
     torch.set_num_threads(settings["threads"])
     stop = StopSignal(world)
-    if flags.lora:
-        add_lora(policy, flags.lora, flags.lora_alpha, flags.seed)
+    policy, reference = job.models(world)
     say(job.describe(settings, folder, world), world)
     plan = Plan(loss, Way(Limit(settings["micro"], settings["tokens"]), settings["precision"], world, stop.check))
-    train_reference, held_out_reference = job.references(settings, plan.way)
+    train_reference, held_out_reference = job.references(policy, reference, settings, plan.way)
     if loss.needs_reference:
         say(train_reference.described, world)
 
     optimizer = adamw(policy, flags.weight_decay)
-    if found:
-        load_checkpoint(found[0], policy, optimizer, train_reference.model)
-    if world.is_main:
+    if left.path:
+        load_checkpoint(left.path, policy, optimizer, world, train_reference.model)
+
+    def begin() -> None:
         versions = {"python": platform.python_version(), "torch": torch.__version__}
         record = {"flags": job.record(), "settings": settings, "processes": world.size, "versions": versions}
         record["reference"] = {"pairs": train_reference.computed, "seconds": round(train_reference.seconds, 3)}
         folder.write_json("run.json", record)
-        folder.cut_metrics(done if found else -1)
-    model = replicate(policy, world)
+        folder.cut_metrics(done if left.path else -1)
+
+    on_main(begin, world)
+    model = replicate(policy, world, *EXAMPLE)
 
     def evaluate(step: int) -> None:
         if job.held_out.ids:
@@ -175,9 +193,8 @@ def train(job: Job, world: World) -> int:
         return step == steps or every > 0 and step % every == 0
 
     def save(step: int) -> None:
-        if world.is_main:
-            state = {"step": step, "settings": settings}
-            save_checkpoint(folder.checkpoints, policy, optimizer, state, train_reference.model)
+        state, losses = {"step": step, "settings": settings}, held_out_losses(folder) if world.is_main else {}
+        save_checkpoint(folder.checkpoints, policy, optimizer, state, world, train_reference.model, flags.keep, losses)
 
     def look() -> None:
         """Log the steps since the last look."""
@@ -224,17 +241,14 @@ def train(job: Job, world: World) -> int:
         save(done)
         raise Stopped(f"stopped by a signal after step {done}; continue with --resume --out {folder.path}") from None
     bar.close()
-    if world.is_main:
-        if flags.lora and not job.origin.startswith("random:"):  # whose base stands nowhere
-            save_adapter(folder.adapter, policy, job.origin)
-        # the model last: a run that has it is finished
-        save_gpt(folder.model, merged(policy), job.tokenizer, model_card(job, settings, folder))
+    export(job, settings, folder, policy, world)
     if held_out := folder.held_out_change():
         say(f"held out {held_out}", world)
     say(f"done     {folder.model}, peak memory {peak_memory(world.device) / 2**30:.2f} GiB a process", world)
     return 0
 
 
+EXAMPLE = (torch.zeros(1, 2, dtype=torch.long), torch.zeros(1, 2, dtype=torch.long))  # tokens and targets of any model
 BAR = SHOWN | {"pairs/s": "pairs_per_second"}
 
 if __name__ == "__main__":

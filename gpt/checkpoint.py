@@ -8,20 +8,25 @@
         manifest.json            SHA-256 of the others, written last: without it the folder is no checkpoint
 
 Random numbers need not be kept: they are seeded anew at every step from (seed, step, process).
+
+Tensors are whole on disk, however many processes had parts of them. The main process writes and reads; the others send
+it their parts, and are sent what it reads. So a run may go on with another number of processes, with or without
+--shard, and on machines that do not see the folder.
 """
 
 import json
 import re
 import shutil
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from gpt.command import UserError
 from gpt.files import is_sealed, seal, whole_folder
-from gpt.launched import process_rank
+from gpt.parallel import World, fill, gathered, on_main, parameters_at_rest, spread
 
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
 REFERENCE = "reference.safetensors"
@@ -32,40 +37,51 @@ def save_checkpoint(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     state: dict,
+    world: World,
     reference: nn.Module | None = None,
     keep: int = 2,
-) -> Path:
-    """Write `folder/step-N` for N = state["step"], and remove all but the newest `keep`. Only the main process calls it.
+    held_out: Mapping[int, float] | None = None,
+) -> None:
+    """Write `folder/step-N` for N = state["step"]; keep the newest `keep` and the best, remove the others. All must call it.
 
-    reference: a second model whose parameters change too.
+    reference: a second model whose parameters change too. held_out: the loss on held-out pairs at those steps at which it
+    is known; the checkpoint that has the lowest is the best.
+    Raises UserError, in every process, where it cannot be written; what was there before is there still.
     """
-    final = folder / f"step-{state['step']:06d}"
-    names = {parameter: name for name, parameter in _trained(model).items()}
-    with whole_folder(final) as part:
-        save_file({name: p.detach().contiguous() for p, name in names.items()}, part / FILES[0])
-        moments = {
-            f"{names[p]}/{key}": value.contiguous()
-            for p, kept in optimizer.state.items()
-            for key, value in kept.items()
-        }
-        save_file(moments, part / FILES[1])
-        (part / FILES[2]).write_text(json.dumps(state, indent=2))
-        if reference:
-            save_file({name: p.detach().contiguous() for name, p in reference.named_parameters()}, part / REFERENCE)
-        seal(part, _files(part))
-    for old in _checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
-    return final
+    trained = _trained(model)
+    names = {parameter: name for name, parameter in trained.items()}
+    moments = {f"{names[p]}/{key}": value for p, kept in optimizer.state.items() for key, value in sorted(kept.items())}
+    contents = {FILES[0]: gathered(trained, world), FILES[1]: gathered(moments, world)}
+    if reference:
+        contents[REFERENCE] = gathered(parameters_at_rest(reference), world)
+
+    def write() -> None:
+        with whole_folder(folder / f"step-{state['step']:06d}") as part:
+            for name, tensors in contents.items():
+                save_file(tensors, part / name)
+            (part / FILES[2]).write_text(json.dumps(state, indent=2))
+            seal(part, _files(part))
+        best = best_checkpoint(folder, held_out or {})
+        for old in _checkpoints(folder)[:-keep]:
+            if old != best:
+                shutil.rmtree(old)
+
+    on_main(write, world)
 
 
-def latest_checkpoint(folder: Path) -> tuple[Path, dict] | None:
-    """The newest whole checkpoint and its state, or None. A damaged one is passed over, and its path printed."""
+def latest_checkpoint(folder: Path, tell: Callable[[str], None] = print) -> tuple[Path, dict] | None:
+    """The newest whole checkpoint and its state, or None. A damaged one is passed over, and `tell` is told of it."""
     for path in reversed(_checkpoints(folder)):
         if is_sealed(path, _files(path)):
             return path, json.loads((path / FILES[2]).read_text())
-        if process_rank() == 0:
-            print(f"{path} is damaged or unfinished, the one before is used")
+        tell(f"{path} is damaged or unfinished, the one before is used")
     return None
+
+
+def best_checkpoint(folder: Path, held_out: Mapping[int, float]) -> Path | None:
+    """The checkpoint of the step with the lowest loss; of two equal ones the later. None where no step has a loss."""
+    known = [path for path in _checkpoints(folder) if _step(path) in held_out]
+    return min(reversed(known), key=lambda path: held_out[_step(path)], default=None)
 
 
 def _files(path: Path) -> tuple[str, ...]:
@@ -74,31 +90,73 @@ def _files(path: Path) -> tuple[str, ...]:
 
 def _checkpoints(folder: Path) -> list[Path]:
     """By step, as numbers: step-1000000 is newer than step-999999. Other names, such as a user's copy, are left alone."""
-    found = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+    return sorted((path for path in folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name)), key=_step)
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
 
 
 def load_checkpoint(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, reference: nn.Module | None = None
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None,
+    world: World,
+    reference: nn.Module | None = None,
 ) -> None:
-    """Put the parameters and the optimizer's state back, in place. Raises UserError where they are of another model."""
-    names = _trained(model)
-    weights, moments = load_file(path / FILES[0]), load_file(path / FILES[1])
-    if weights.keys() != names.keys() or any(weights[name].shape != p.shape for name, p in names.items()):
-        raise UserError(f"{path} holds another model than --init and --lora name")
-    with torch.no_grad():
-        for name, parameter in names.items():
-            parameter.copy_(weights[name])
+    """Put the parameters and the optimizer's state back, in place. All must call it; the main process reads.
+
+    Raises UserError, in every process, where they are of another model, and then changes nothing.
+    """
+    trained = _trained(model)
+    weights, moments, others = {}, {}, {}
+
+    def read() -> None:
+        weights.update(load_file(path / FILES[0]))
+        if weights.keys() != trained.keys() or any(weights[name].shape != p.shape for name, p in trained.items()):
+            raise UserError(f"{path} holds another model than --init and --lora name")
+        if optimizer:
+            moments.update(load_file(path / FILES[1]))
         if reference:
-            stored = load_file(path / REFERENCE)
-            for name, parameter in reference.named_parameters():
-                parameter.copy_(stored[name])
-    for key, value in moments.items():
+            others.update(load_file(path / REFERENCE))
+
+    on_main(read, world)
+    with torch.no_grad():
+        for name, value in _sent(weights, trained, world):
+            fill(trained[name], value)
+        if reference:
+            own = parameters_at_rest(reference)
+            for name, value in _sent(others, own, world):
+                fill(own[name], value)
+        if optimizer:
+            _load_moments(optimizer, trained, moments, world)
+
+
+def _load_moments(
+    optimizer: torch.optim.Optimizer, trained: Mapping[str, nn.Parameter], moments: dict[str, Tensor], world: World
+) -> None:
+    """AdamW's state. A parameter that it has not met yet has none."""
+    met = on_main(lambda: json.dumps({key: list(value.shape) for key, value in moments.items()}), world)
+    for key, shape in json.loads(met).items():
         name, _, field = key.rpartition("/")
-        parameter = names[name]
-        optimizer.state[parameter][field] = value.to(parameter.device)
+        parameter = trained[name]
+        whole_shape = torch.empty(shape, dtype=torch.float32, device="meta")
+        ((_, value),) = _sent(moments, {key: whole_shape}, world)
+        if value.dim():
+            kept = torch.zeros_like(parameter)
+            fill(kept, value.to(parameter.device))
+        else:  # the count of steps, which is not cut
+            kept = value.to(parameter.device)
+        optimizer.state[parameter][field] = kept
+
+
+def _sent(tensors: dict[str, Tensor], shapes: Mapping[str, Tensor], world: World) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) for each of `shapes`, which the main process has in `tensors`, one after another."""
+    for name, like in shapes.items():
+        value = tensors.pop(name) if world.is_main else torch.empty(like.shape, dtype=torch.float32)
+        yield name, spread(value.to(world.device), world)
 
 
 def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
     """What is frozen came from elsewhere, and is there still."""
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {name: parameter for name, parameter in parameters_at_rest(model).items() if parameter.requires_grad}

@@ -1,6 +1,8 @@
 """What torchrun tells a process, through the environment, before it has met the others."""
 
 import os
+from collections.abc import Callable
+from pathlib import Path
 
 
 def under_torchrun() -> bool:
@@ -21,3 +23,18 @@ def process_count() -> int:
 def processes_here() -> int:
     """How many of them share this machine's memory."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if under_torchrun() else 1
+
+
+def restarts() -> int:
+    """How often torchrun has started the processes again, after one of them had died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+
+
+def kept_over_restarts(name: str, make: Callable[[], str]) -> str:
+    """What `make` returned when torchrun first started this process; without torchrun, what it returns now."""
+    if not (file := os.environ.get("TORCHELASTIC_ERROR_FILE")):
+        return make()
+    path = Path(file).parents[2] / name  # torchrun's folder of this launch, which holds one of each attempt
+    if not path.exists():
+        path.write_text(make(), encoding="utf-8")
+    return path.read_text(encoding="utf-8")

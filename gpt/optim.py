@@ -9,10 +9,12 @@ import math
 import torch
 from torch import Tensor, nn
 
+from gpt.parallel import beside, parameters_at_rest, whole
+
 
 def adamw(model: nn.Module, weight_decay: float) -> torch.optim.AdamW:
     """AdamW over the parameters of `model` that train. Its learning rate is set before every step."""
-    trained = [p for p in model.parameters() if p.requires_grad]
+    trained = [p for p in parameters_at_rest(model).values() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.dim() >= 2], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
@@ -30,13 +32,14 @@ def update(optimizer: torch.optim.AdamW, rate: float, clip: float, sound: Tensor
     Where there is no such kernel, both are done before the step.
     """
     clipped = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm([p.grad for p in clipped])
+    norm = whole(torch.nn.utils.get_total_norm([p.grad for p in clipped]))
     broken = (~(norm.isfinite() & sound)).float()
     for group in optimizer.param_groups:
         group["lr"] = rate
     if optimizer.param_groups[0]["fused"]:
-        optimizer.grad_scale = (norm / clip).clamp(min=1.0) if clip else torch.ones_like(norm)
-        optimizer.found_inf = torch.maximum(getattr(optimizer, "found_inf", broken), broken)
+        scale = (norm / clip).clamp(min=1.0) if clip else torch.ones_like(norm)
+        broken = torch.maximum(whole(getattr(optimizer, "found_inf", broken)), broken)
+        optimizer.grad_scale, optimizer.found_inf = beside(scale, clipped[0]), beside(broken, clipped[0])
         optimizer.step()
     elif broken or hasattr(optimizer, "found_inf"):
         optimizer.found_inf = broken  # who has it takes no step any more

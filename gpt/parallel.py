@@ -1,30 +1,32 @@
-"""More than one process: the only file that speaks to the others.
+"""More than one process: what they exchange once they have met (gpt/joining.py).
 
     with join("auto") as world:
-        model = replicate(model, world)                     # DDP, or the model itself in one process
+        model = replicate(placed(model, world), world)      # on its device; DDP, or the model itself in one process
         with accumulate(model, last=is_last_micro_batch):   # forward and backward; gradients meet in the last one
             loss.backward()
         add_up(sums, world)                                 # in place, over all processes
 
 One process is not a special case: each of these then does nothing. Gradients are averaged over processes, so a loss
 is divided by what the whole step holds and multiplied by `world.size`.
+
+`placed(model, world, shard=True)` cuts each parameter into as many parts as there are processes (FSDP2: weights,
+gradients and the optimizer's state lie apart, and a layer is put together for the moment in which it is used). Its
+parameters are DTensors then; `whole` and `fill` read and write them as if they were not.
 """
 
-import gc
-import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from datetime import timedelta
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import NamedTuple, TextIO
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from gpt.device import check_device
-from gpt.launched import under_torchrun
+from gpt.command import UserError
 
 
 class World(NamedTuple):
@@ -43,37 +45,84 @@ class World(NamedTuple):
         return items[self.rank :: self.size]
 
 
-@contextmanager
-def join(device: str, timeout: timedelta = timedelta(minutes=10)) -> Iterator[World]:
-    """Meet the other processes that torchrun started; without torchrun be alone. Raises UserError for a missing device."""
-    chosen = check_device(device)
-    if chosen.type == "cuda":
-        torch.cuda.set_device(chosen)
-    if not under_torchrun():
-        yield World(0, 1, chosen)
-        return
-    if os.environ.get("MASTER_ADDR") in ("127.0.0.1", "localhost", "::1"):
-        # gloo would otherwise look for an address of the host name, which a container often cannot resolve
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timeout)
-    try:
-        yield World(dist.get_rank(), dist.get_world_size(), chosen)
-        dist.barrier()  # none takes its sockets away while another still reads
-    finally:
-        gc.collect()  # DDP lies in a cycle; as long as it lives, so do the threads of its process group
-        dist.destroy_process_group()
+# models
 
 
-def replicate(model: nn.Module, world: World) -> nn.Module:
-    """The same model on every process, its gradients averaged. `model` must be on its device already."""
-    if world.size == 1:
+def placed(model: nn.Module, world: World, shard: bool = False) -> nn.Module:
+    """The GPT on this process's device, or with `shard` this process's part of it. All processes have the same one before."""
+    if not shard or world.size == 1:
+        return model.to(world.device)
+    mesh = init_device_mesh(world.device.type, (world.size,))
+    for block in model.transformer["h"]:
+        fully_shard(block, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
+def replicate(model: nn.Module, world: World, *example: Tensor) -> nn.Module:
+    """The same model on every process, its gradients averaged. `model` is as `placed` returns it.
+
+    example: inputs that the model can be called with. DDP puts gradients into buckets by a guess at first, and after the
+    first backward pass once more, in the order in which they came. Where in a bucket a number stands decides in which
+    order three or more processes add it up. A first backward pass of weight 0, here, puts that behind: a run that is
+    resumed then rounds in its first step as one that was not stopped.
+    """
+    if world.size == 1 or isinstance(model, FSDPModule):
         return model
-    return DistributedDataParallel(model, gradient_as_bucket_view=True)  # a GPT has no buffers to keep alike
+    model = DistributedDataParallel(model, gradient_as_bucket_view=True)  # a GPT has no buffers to keep alike
+    (0.0 * model(*(tensor.to(world.device) for tensor in example)).sum()).backward()
+    for parameter in model.parameters():
+        parameter.grad = None
+    return model
 
 
 def accumulate(model: nn.Module, last: bool):
     """Around forward *and* backward of a micro-batch: gradients are exchanged in the last one of a step only."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(last)
     return model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext()
+
+
+def parameters_at_rest(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters by name, as the optimizer has them: FSDP2 may hold some of them whole after a forward pass."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+    return dict(model.named_parameters())
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether processes have parts of the model; all must then call it equally often."""
+    return isinstance(model, FSDPModule)
+
+
+# tensors
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor of which each process may have a part. All must ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def gathered(tensors: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
+    """Tensors of which each process may have a part, whole and on the CPU, on the main process; {} on the others."""
+    found = {}
+    for name, tensor in tensors.items():
+        value = whole(tensor.detach())
+        if world.is_main:
+            found[name] = value.cpu().contiguous()
+    return found
+
+
+def fill(tensor: Tensor, value: Tensor) -> None:
+    """Copy `value`, which every process has whole, into a tensor of which each may have a part."""
+    if isinstance(tensor, DTensor):
+        value = distribute_tensor(value, tensor.device_mesh, tensor.placements, src_data_rank=None)
+    tensor.copy_(value)
+
+
+def beside(value: Tensor, tensor: Tensor) -> Tensor:
+    """`value`, the same in every process, in a form that can be computed with `tensor`."""
+    return DTensor.from_local(value, tensor.device_mesh, [Replicate()]) if isinstance(tensor, DTensor) else value
 
 
 def add_up(values: Tensor, world: World) -> Tensor:
@@ -92,21 +141,43 @@ def least(value: int, world: World) -> int:
     return int(found)
 
 
-def spread(values: Tensor, world: World) -> Tensor:
-    """The main process's `values` on every process, in place."""
+def spread(values: Tensor, world: World, source: int = 0) -> Tensor:
+    """The values of process `source` on every process, in place."""
     if world.size > 1:
-        dist.broadcast(values, src=0)
+        dist.broadcast(values, src=source)
     return values
 
 
-def agree(text: str, world: World) -> str:
-    """The main process's `text` (at most 1,000 bytes of UTF-8), on every process."""
+# text
+
+
+def agree(text: str, world: World, source: int = 0) -> str:
+    """The text of process `source` on every process."""
     if world.size == 1:
         return text
-    letters = torch.zeros(1000, dtype=torch.uint8, device=world.device)
-    encoded = text.encode()
-    letters[: len(encoded)] = torch.tensor(list(encoded), dtype=torch.uint8)
-    return bytes(spread(letters, world).tolist()).rstrip(b"\0").decode()
+    encoded = torch.tensor(list(text.encode()), dtype=torch.uint8)
+    count = int(spread(torch.tensor(len(encoded), device=world.device), world, source))
+    letters = torch.zeros(count, dtype=torch.uint8)
+    if world.rank == source:
+        letters = encoded
+    return bytes(spread(letters.to(world.device), world, source).tolist()).decode()
+
+
+def on_main(work: Callable[[], str | None], world: World) -> str:
+    """What the main process's `work` returns (None is ""), on every process; the others wait.
+
+    A UserError there is raised in all, so that none goes on alone.
+    """
+    said = ""
+    if world.is_main:
+        try:
+            said = "+" + (work() or "")
+        except UserError as error:
+            said = "-" + str(error)
+    said = agree(said, world)
+    if said[0] == "-":
+        raise UserError(said[1:])
+    return said[1:]
 
 
 def say(line: str, world: World, file: TextIO | None = None) -> None:

@@ -13,15 +13,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from gpt.checkpoint import FILES, latest_checkpoint, load_checkpoint, save_checkpoint
+from gpt import checkpoint
+from gpt.checkpoint import FILES, latest_checkpoint
 from gpt.command import UserError
 from gpt.lora import adapters, add_lora
 from gpt.model import GPT, GPTConfig
 from gpt.optim import adamw, learning_rate
+from gpt.parallel import World
 
+ALONE = World(0, 1, torch.device("cpu"))
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 5
 Run = tuple[GPT, torch.optim.Optimizer]
+
+
+def save_checkpoint(folder: Path, *run_and_state, **more) -> Path:
+    checkpoint.save_checkpoint(folder, *run_and_state, ALONE, **more)
+    return folder / f"step-{run_and_state[-1]['step']:06d}"
+
+
+def load_checkpoint(path: Path, model: GPT, optimizer: torch.optim.Optimizer) -> None:
+    checkpoint.load_checkpoint(path, model, optimizer, ALONE)
 
 
 def start(seed: int = 0, **changes) -> Run:
@@ -156,10 +168,10 @@ def test_a_checkpoint_of_adapters_loads_into_the_same_adapters_alone(name, tmp_p
     path = save_checkpoint(tmp_path / "adapters", *run, {"step": 2})
     other, before = OTHERS[name](), OTHERS[name]()
     theirs = save_checkpoint(tmp_path / "other", *other, {"step": 0})
-    for checkpoint, model in ((path, other), (theirs, with_adapters(3))):  # neither this way nor the other
+    for saved, model in ((path, other), (theirs, with_adapters(3))):  # neither this way nor the other
         with pytest.raises(UserError, match="another model") as caught:
-            load_checkpoint(checkpoint, *model)
-        assert str(checkpoint) in str(caught.value) and "\n" not in str(caught.value)
+            load_checkpoint(saved, *model)
+        assert str(saved) in str(caught.value) and "\n" not in str(caught.value)
     assert_bit_equal(other, before)
 
 
@@ -271,6 +283,16 @@ def test_a_step_saved_again_replaces_the_damaged_one(two):
     assert_bit_equal(resumed, run)
 
 
+def test_the_best_on_held_out_pairs_is_kept_beside_the_newest_and_found(tmp_path):
+    run, losses = start(), {2: 0.5, 4: 0.3, 5: 0.3, 6: 0.4, 9: 0.1}
+    for step in range(1, 9):
+        save_checkpoint(tmp_path, *run, {"step": step}, keep=1, held_out={k: losses[k] for k in losses if k <= step})
+    # of step 4 and step 5 the later; step 9 has no checkpoint
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000005", "step-000008"]
+    assert checkpoint.best_checkpoint(tmp_path, losses).name == "step-000005"
+    assert checkpoint.best_checkpoint(tmp_path, {}) is None
+
+
 @pytest.mark.parametrize("keep", [1, 2, 3])
 def test_only_the_newest_are_kept(keep, tmp_path):
     run = start()
@@ -316,13 +338,14 @@ import torch
 from gpt.checkpoint import save_checkpoint
 from gpt.model import GPT, GPTConfig
 from gpt.optim import adamw
+from gpt.parallel import World
 model = GPT(GPTConfig(vocab_size=2000, n_positions=8, n_embd=240, n_layer=2, n_head=1))
 optimizer = adamw(model, 0.1)
 for step in range(1, 1000):
     for p in model.parameters():
         p.grad = torch.ones_like(p)
     optimizer.step()
-    save_checkpoint(Path({str(tmp_path)!r}), model, optimizer, {{"step": step}}, keep=2)
+    save_checkpoint(Path({str(tmp_path)!r}), model, optimizer, {{"step": step}}, World(0, 1, torch.device("cpu")), keep=2)
 """
     process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT)
     try:

@@ -50,7 +50,7 @@ import sys
 sys.path.insert(0, {str(ROOT)!r})
 from dpo import forward
 from gpt.model import SIZES, GPTConfig
-from gpt.parallel import join
+from gpt.joining import join
 
 with join("cpu") as world:
     forward._free_memory = lambda: 2 * (800 - 100 * world.rank) * {EACH}

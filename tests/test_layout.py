@@ -95,10 +95,10 @@ def test_nothing_is_unpickled_and_no_objects_travel_between_processes(name):
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_one_file_alone_knows_that_there_is_more_than_one_process(name):
+def test_two_files_alone_speak_to_other_processes(name):
     knows = [module for module in imported(TREES[name]) if module.startswith("torch.distributed")]
     knows += [node.lineno for node in ast.walk(TREES[name]) if dotted(node).startswith("torch.distributed")]
-    assert not knows or name == "gpt/parallel.py"
+    assert not knows or name in ("gpt/parallel.py", "gpt/joining.py")
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -140,9 +140,10 @@ def test_no_variable_of_a_module_changes(name):
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_script_finds_the_repository_from_its_own_place_before_it_imports_from_it(name):
     lines = FILES[name].read_text(encoding="utf-8").splitlines()
-    first = next(
-        (i for i, line in enumerate(lines) if line.startswith(tuple(f"from {room}." for room in ROOMS))), len(lines)
-    )
+    ours = tuple(f"from {room}." for room in ROOMS)
+    first = next((i for i, line in enumerate(lines) if line.startswith(ours)), None)
+    if first is None:  # gpt/ending.py and gpt/preflight.py need Python alone
+        return
     assert any(line.startswith("sys.path.insert(0, str(Path(__file__).resolve()") for line in lines[:first])
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from gpt.command import UserError
-from gpt.parallel import World, add_up, agree, join, replicate
+from gpt.joining import join
+from gpt.parallel import World, add_up, agree, replicate
 from gpt.stopping import Stopped, StopSignal
 from tests.processes import ROOT, call
 
@@ -18,11 +19,12 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from gpt.command import argument, run
-from gpt.parallel import accumulate, add_up, agree, join, replicate
+from gpt.joining import join
+from gpt.parallel import accumulate, add_up, agree, replicate
 
 def work(world):
     torch.manual_seed(world.rank)                       # different weights: replicate must make them alike
-    model = replicate(nn.Linear(3, 1), world)
+    model = replicate(nn.Linear(3, 1), world, torch.zeros(1, 3))
     micros = [torch.arange(3.) + 10 * world.rank + i for i in range(2)]
     for i, x in enumerate(micros):
         with accumulate(model, last=i == 1):
@@ -89,7 +91,7 @@ def test_alone_nothing_is_wrapped_and_sums_are_what_they_were():
 
 SIGNALLED = """
 import json, os, signal, sys, time
-from gpt.parallel import join
+from gpt.joining import join
 from gpt.stopping import Stopped, StopSignal
 
 with join("cpu") as world:

@@ -21,9 +21,11 @@ from dpo.plain import compute_dpo_loss, compute_dpo_loss_batch, get_log_probs
 from dpo.reference import AT_ONCE, Reference, no_reference, reference_logps
 from dpo.rows import Ids
 from dpo.step import Plan, add_gradients, check_unmoved, held_out_metrics
+from dpo.train import EXAMPLE
+from gpt.joining import join
 from gpt.model import GPT
 from gpt.optim import adamw, learning_rate, update
-from gpt.parallel import World, join, replicate
+from gpt.parallel import World, replicate
 from gpt.weights import fingerprint
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -54,7 +56,7 @@ def said_by(reference: GPT, ids: list[Ids], wanted=None, plan: Plan | None = Non
 def step(policy: GPT, reference: GPT, ids: list[Ids], indices: list[int], plan: Plan) -> tuple[dict, dict]:
     """(gradients by name, metrics) of add_gradients, on this process of the plan's world."""
     said = said_by(reference, ids, plan=plan)
-    model = replicate(policy.train(), plan.way.world)
+    model = replicate(policy.train(), plan.way.world, *EXAMPLE)
     totals, _ = add_gradients(model, examples_of(ids), said, indices, plan)
     return {name: p.grad.clone() for name, p in policy.named_parameters()}, totals.averages(plan.loss)
 

@@ -21,8 +21,10 @@ from dpo.order import micro_batches
 from dpo.reference import no_reference
 from dpo.rows import Ids
 from dpo.step import Plan, add_gradients, held_out_metrics, scores_of
+from dpo.train import EXAMPLE
+from gpt.joining import join
 from gpt.model import GPT
-from gpt.parallel import World, join, replicate
+from gpt.parallel import World, replicate
 from tests.by_hand import KEYWORDS
 from tests.test_step import ALONE, close, nothing_kept, plan_of, said_by  # noqa: F401
 
@@ -62,7 +64,7 @@ def step(policy: GPT, reference: GPT, ids: list[Ids], indices: list[int], plan: 
     examples = examples_of(ids)
     said = said_by(reference, ids, plan=plan) if plan.loss.needs_reference else no_reference(examples)
     policy.zero_grad()
-    totals, _ = add_gradients(replicate(policy.train(), plan.way.world), examples, said, indices, plan)
+    totals, _ = add_gradients(replicate(policy.train(), plan.way.world, *EXAMPLE), examples, said, indices, plan)
     return {name: p.grad.clone() for name, p in policy.named_parameters()}, totals.averages(plan.loss)
 
 

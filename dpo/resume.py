@@ -1,0 +1,88 @@
+"""Where a run was left, what it leaves, and which of that is best.
+
+A checkpoint has the settings that it was made with. A run that goes on from it must have the same, or its steps would be
+those of two different runs. How many processes there are, and where things lie, is free to change.
+"""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import nn
+
+from dpo.card import model_card
+from dpo.job import Job
+from dpo.run_folder import RunFolder
+from gpt.checkpoint import best_checkpoint, latest_checkpoint, load_checkpoint
+from gpt.command import UserError
+from gpt.lora import add_lora, merged, save_adapter
+from gpt.model import GPT
+from gpt.parallel import World, gathered, is_sharded, on_main, parameters_at_rest, say
+from gpt.weights import save_gpt
+
+
+class LeftOff(NamedTuple):
+    """The newest whole checkpoint of a run: the step it was made after, and the settings it was made with."""
+
+    path: Path | None = None
+    step: int = 0
+    settings: dict = {}
+
+    @classmethod
+    def of(cls, folder: RunFolder, world: World) -> "LeftOff":
+        """Step 0 where there is none. The main process looks: it has the folder, and the others are told."""
+
+        def look() -> str:
+            found = latest_checkpoint(folder.checkpoints)
+            return json.dumps([str(found[0]), found[1]["step"], found[1]["settings"]] if found else None)
+
+        found = json.loads(on_main(look, world))
+        return cls(Path(found[0]), *found[1:]) if found else cls()
+
+    def check_same(self, settings: dict, defaults: dict, folder: RunFolder) -> None:
+        """Raises UserError that names the settings which differ. A flag that did not exist yet had its default."""
+        before = defaults | self.settings
+        if self.path and (differ := [name for name in settings if settings[name] != before.get(name)]):
+            raise UserError(
+                f"--resume: {', '.join(differ)} differ from what {folder.path} was started with; "
+                "give the same flags, or a new --out"
+            )
+
+
+def held_out_losses(folder: RunFolder) -> dict[int, float]:
+    """The loss on held-out pairs, by step."""
+    return {line["step"]: line["loss"] for line in folder.held_out_metrics()}
+
+
+def export(job: Job, settings: dict, folder: RunFolder, policy: nn.Module, world: World) -> None:
+    """Write the model folder, and the adapter's; with --export best of the step that was best on held-out pairs."""
+    best = on_main(lambda: str(best_checkpoint(folder.checkpoints, held_out_losses(folder)) or ""), world)
+    earlier = best if best and int(Path(best).name.removeprefix("step-")) < job.steps else ""
+    if earlier and job.flags.export == "best":
+        load_checkpoint(Path(best), policy, None, world)
+
+    def write() -> None:
+        if job.flags.lora and not job.origin.startswith("random:"):  # whose base stands nowhere
+            save_adapter(folder.adapter, plain, job.origin)
+        # the model last: a run that has it is finished
+        save_gpt(folder.model, merged(plain), job.tokenizer, model_card(job, settings, folder))
+
+    plain = _plain(policy, job, world)
+    on_main(write, world)
+    if earlier:
+        exported = "exported" if job.flags.export == "best" else "--export best writes that one"
+        say(f"best     {earlier}, by the loss on held-out pairs; {exported}", world)
+
+
+def _plain(policy: nn.Module, job: Job, world: World) -> GPT | None:
+    """The policy itself or, where each process has a part, on the main process a copy that has all of it."""
+    if not is_sharded(policy):
+        return policy
+    state = gathered(parameters_at_rest(policy), world)
+    if not world.is_main:
+        return None
+    plain = GPT.of(policy.config, {name: value for name, value in state.items() if ".lora_" not in name})
+    if job.flags.lora:
+        add_lora(plain, job.flags.lora, job.flags.lora_alpha)
+        plain.load_state_dict(state, strict=False)
+    return plain
