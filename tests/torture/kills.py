@@ -6,7 +6,7 @@ behind proves it. Which moments of a save were met is counted by what lies in ch
     step-000004.part/ without manifest.json    while its files were written
     step-000004.part/ with manifest.json       before it was renamed
     step-000004.old/                           while it took the place of another
-    a third whole one, or one half removed     after the rename, before the oldest was gone
+    a whole one too many, or one half removed  after the rename, before an old one was gone
 """
 
 import re
@@ -26,6 +26,7 @@ from tests.torture.ground import (
     Kind,
     Way,
     last_line,
+    metrics,
     nothing_lost,
     same_bits,
 )
@@ -107,14 +108,21 @@ def save_comes(job: Job, out: Path, random: Random) -> bool:
 def stage_of_save(out: Path) -> str:
     """What a save was at when its process died, "" where none was under way."""
     folder = out / "checkpoints"
-    whole = [path for path in folder.glob("step-*") if not path.suffix]
     if any(folder.glob("step-*.old")):
         return "in place of another"
     if parts := list(folder.glob("step-*.part")):
         return "before the rename" if (parts[0] / "manifest.json").exists() else "files half written"
-    if len(whole) > KEPT:
+    if surplus(out):
         return "old one not yet gone"
     return ""
+
+
+def surplus(out: Path) -> list[int]:
+    """The steps of checkpoints, whole or half removed, that are neither the newest KEPT nor the best on held-out pairs."""
+    steps = sorted(int(path.name.removeprefix("step-")) for path in (out / "checkpoints").glob("step-*[0-9]"))
+    losses = {line["step"]: line["loss"] for line in metrics(out) if line["split"] == "held-out"}
+    best = min((step for step in reversed(steps) if step in losses), key=losses.get, default=None)
+    return [step for step in steps[:-KEPT] if step != best]
 
 
 def every_operation(ground: Ground, count: int) -> Iterator[Outcome]:
