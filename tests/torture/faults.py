@@ -19,7 +19,7 @@ SAVE_AT_END = PLAIN._replace(name="saved at the end", flags=("--save-every", 0))
 
 def faults(ground: Ground, places: int) -> Iterator[Outcome]:
     """Each file of a checkpoint damaged, with `places` truncations and flipped bits of each; then folders and disks."""
-    halted = halfway(ground)
+    halted = halfway(ground, ground.folder / "halfway")
     tries = []
     for file in sorted(path.name for path in checkpoints(halted)[-1].iterdir()):
         for number in range(places):
@@ -53,9 +53,8 @@ def faults(ground: Ground, places: int) -> Iterator[Outcome]:
 # damage
 
 
-def halfway(ground: Ground) -> Path:
-    """A run that a signal stopped about half way, with two checkpoints."""
-    out = ground.folder / "halfway"
+def halfway(ground: Ground, out: Path) -> Path:
+    """A run that a signal stopped about half way, with some checkpoints."""
     with ground.started(PLAIN, out) as job:
         until(lambda: job.poll() is not None or last_step(out) >= 9, LONG, "step 9 was not reached")
         job.signal(signal.SIGTERM)

@@ -56,7 +56,7 @@ def kills(ground: Ground, alone: int, together: int) -> Iterator[Outcome]:
 def killed_run(folder: Path, ground: Ground, kind: Kind, during_save: bool, random: Random) -> Found:
     """One to three kills, the first of them surely; then resumed to its end, and the bits compared."""
     whole, out = ground.undisturbed(kind), folder / "run"
-    wanted, found = random.randint(1, 3), Counter()
+    wanted, found = random.randint(1, 2 if kind.processes else 3), Counter()
     for _ in range(10):  # a save, or a run, may be over before the kill arrives
         with ground.started(kind, out, *["--resume"] * bool(found["kills"])) as job:
             came = save_comes(job, out, random) if during_save else moment_comes(job, ground.seconds(kind), random)

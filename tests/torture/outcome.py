@@ -84,7 +84,9 @@ def table(found: list[Row]) -> list[str]:
     """The table in Markdown."""
     cells = [["", "tries", "held", "seconds: median, most", "found"], ["---", "---:", "---:", "---:", "---"]]
     for row in found:
-        figures = ", ".join(f"{name} {_figure(value)}" for name, value in sorted(row.found.items(), key=_order))
+        figures = ", ".join(
+            f"{name} {_figure(value)}" for name, value in sorted(row.found.items(), key=_order) if value
+        )
         cells.append([row.what, f"{row.tries}", f"{row.held}", f"{row.median:.1f}, {row.most:.1f}", figures])
     return [f"| {' | '.join(row)} |" for row in cells]
 
@@ -93,6 +95,6 @@ def _figure(value: int | float) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.2g}"
 
 
-def _order(item: tuple[str, int | float]) -> bool:
-    """Counts before sizes; otherwise as they came."""
-    return isinstance(item[1], float)
+def _order(item: tuple[str, int | float]) -> tuple[bool, int]:
+    """Counts before sizes, and the largest of them first."""
+    return isinstance(item[1], float), -item[1] if isinstance(item[1], int) else 0

@@ -30,6 +30,7 @@ from tests.torture.outcome import Outcome, rows, table
 from tests.torture.restarts import restarts
 from tests.torture.stops import stops
 from tests.torture.trajectories import changes, same_bits_after_kills, trajectories
+from tests.torture.two_machines import two_machines
 
 BEGIN, END = "<!-- torture -->\n", "<!-- /torture -->\n"
 
@@ -39,10 +40,11 @@ class Flags:
     """Kill, stop, starve and damage toy runs in every way that is promised to do no harm, and print one table."""
 
     parts: str = flag("", "which, with ; between; empty: all")
-    kills: int = flag(80, "runs killed in one process, half of them during a save; a tenth as many again in two")
+    kills: int = flag(60, "runs killed in one process, half of them during a save; a tenth as many again in two")
     operations: int = flag(200, "runs killed before another operation on a file each; there are about 70")
     restarts: int = flag(20, "runs whose workers are killed twice")
     stops: int = flag(20, "runs stopped by a signal in one process; a fifth as many again in two")
+    cuts: int = flag(4, "runs on two machines whose network is cut")
     places: int = flag(5, "truncations and flipped bits of each file of a checkpoint, and full disks")
     seed: int = flag(0, "of the moments, places and ranks")
     at_once: int = flag(2, "runs of one process at once")
@@ -57,13 +59,14 @@ PARTS: dict[str, Callable[[Ground, Flags], Iterator[Outcome]]] = {
     "trajectories": lambda ground, flags: trajectories(ground),
     "changes": lambda ground, flags: changes(ground),
     "bits": lambda ground, flags: same_bits_after_kills(ground),
+    "machines": lambda ground, flags: two_machines(ground, flags.cuts),
     "faults": lambda ground, flags: faults(ground, flags.places),
     "stops": lambda ground, flags: stops(ground, flags.stops, -(-flags.stops // 5)),
 }
 
 
 def main(flags: Flags) -> int:
-    check_range(flags, ("kills", "operations", "restarts", "stops", "places", "at_once"), 1)
+    check_range(flags, ("kills", "operations", "restarts", "stops", "cuts", "places", "at_once"), 1)
     check_range(flags, ("seed",), 0)
     parts = [part.strip() for part in flags.parts.split(";")] if flags.parts else list(PARTS)
     if unknown := [part for part in parts if part not in PARTS]:
