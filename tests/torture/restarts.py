@@ -49,10 +49,8 @@ def killed_twice(folder: Path, ground: Ground, kind: Kind, way: Way, random: Ran
             when, rank = random.choice(list(MOMENTS)), random.randrange(kind.processes)
             alive = new_workers(job, kind, gone)
             step = 8 * turn + random.randint(1, 6)
-            wait_for(when, job, out, turn, step, random)
-            need(
-                job.poll() is None, f"turn {turn}: it ended before a worker was killed {when}: {last_line(job.said())}"
-            )
+            wait_for(when, job, out, step, random)
+            need(job.poll() is None, f"it ended before a worker was killed {when}: {last_line(job.said())}")
             os.kill(alive[rank], signal.SIGKILL)
             gone |= set(alive.values())
             found |= {
@@ -80,11 +78,12 @@ def new_workers(job: Job, kind: Kind, gone: set[int]) -> dict[int, int]:
     return found
 
 
-def wait_for(when: str, job: Job, out: Path, turn: int, step: int, random: Random) -> None:
-    """Until that moment of this attempt, or the end of the job."""
+def wait_for(when: str, job: Job, out: Path, step: int, random: Random) -> None:
+    """Until that moment of the attempt whose workers have just been started, or the end of the job."""
+    before = job.said().count("\nout ")  # printed as the reference pass begins
 
     def begun() -> bool:
-        return job.poll() is not None or job.said().count("\nout ") > turn
+        return job.poll() is not None or job.said().count("\nout ") > before
 
     if when == "at a start":
         time.sleep(random.uniform(0, 3))
