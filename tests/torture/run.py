@@ -26,6 +26,7 @@ from gpt.files import whole
 from tests.torture.faults import faults
 from tests.torture.ground import Ground
 from tests.torture.kills import every_operation, kills
+from tests.torture.network import network
 from tests.torture.outcome import Outcome, rows, table
 from tests.torture.restarts import restarts
 from tests.torture.stops import stops
@@ -59,6 +60,7 @@ PARTS: dict[str, Callable[[Ground, Flags], Iterator[Outcome]]] = {
     "trajectories": lambda ground, flags: trajectories(ground),
     "changes": lambda ground, flags: changes(ground),
     "bits": lambda ground, flags: same_bits_after_kills(ground),
+    "network": lambda ground, flags: network(ground),
     "machines": lambda ground, flags: two_machines(ground, flags.cuts),
     "faults": lambda ground, flags: faults(ground, flags.places),
     "stops": lambda ground, flags: stops(ground, flags.stops, -(-flags.stops // 5)),
