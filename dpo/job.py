@@ -23,7 +23,7 @@ from gpt import precision
 from gpt.command import UserError, check_range
 from gpt.device import check_device
 from gpt.launched import process_count, restarts
-from gpt.lora import adapters, add_lora, check_rank, without_adapters
+from gpt.lora import adapter_size, adapters, add_lora, check_rank, without_adapters
 from gpt.model import GPT
 from gpt.optim import default_learning_rate
 from gpt.parallel import World, placed
@@ -76,6 +76,9 @@ class Job:
         context = self.policy.config.n_positions
         if flags.max_length > context:
             raise UserError(f"--max-length is {flags.max_length}, the model's context is {context}")
+        trained = adapter_size(self.policy, flags.lora) if flags.lora else self.parameters
+        moved = self.parameters if flags.reference_every else 0
+        RunFolder(flags.out or "runs").check_room(4 * (3 * trained + moved), 4 * self.parameters)
         self.counted: dict[str, list[int]] = {}
         self.train, self.held_out = open_examples(
             flags.pairs,

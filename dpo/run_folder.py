@@ -11,6 +11,7 @@ runs/NAME/
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 from gpt.command import UserError
@@ -41,7 +42,7 @@ class RunFolder:
             raise UserError(f"--out {self.path} {what} name a new folder")
         if resume and self.path.is_dir() and any(self.path.iterdir()) and not (self.path / "run.json").exists():
             raise UserError(f"--out {self.path} holds no run to resume (no run.json)")
-        existing = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
+        existing = self._existing()
         if not existing.is_dir():
             raise UserError(f"--out {self.path}: {existing} is a file, not a folder")
         if not os.access(existing, os.W_OK):
@@ -51,6 +52,22 @@ class RunFolder:
         from contextlib import nullcontext
 
         return nullcontext()
+
+    def check_room(self, checkpoint: int, model: int) -> None:
+        """Raises UserError where the disk has no room for three checkpoints (two are kept while a third is written) and
+        the model. Sizes are in bytes; checkpoints that are there already need no more."""
+        there = min(2, len(list(self.checkpoints.glob("step-*"))))
+        needed = (3 - there) * checkpoint + model
+        free = shutil.disk_usage(self._existing()).free
+        if free < needed:
+            raise UserError(
+                f"--out {self.path}: {free / 2**30:.3g} GiB are free there, but checkpoints and the model need "
+                f"{needed / 2**30:.3g} GiB; make room, or name a folder on another disk"
+            )
+
+    def _existing(self) -> Path:
+        """The folder, or the nearest above it that is there."""
+        return next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
 
     def write_json(self, name: str, value: dict) -> None:
         """Write a JSON file of the folder; it is whole or as it was."""

@@ -71,6 +71,12 @@ def check_rank(rank: int, config: GPTConfig) -> None:
         raise UserError(f"--lora {rank}: the rank must be below the model's width, {config.n_embd}")
 
 
+def adapter_size(model: GPT, rank: int) -> int:
+    """How many parameters `add_lora` would add."""
+    layers = [module for name, module in model.named_modules() if name.rpartition(".")[2] in TARGETS]
+    return rank * sum(layer.in_features + layer.out_features for layer in layers)
+
+
 def adapters(model: nn.Module) -> dict[str, LoRALinear]:
     """The layers with an adapter, by name; {} for a model without."""
     return {name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)}

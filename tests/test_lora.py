@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from gpt.command import UserError
 from gpt.generate import generate
-from gpt.lora import TARGETS, adapters, add_lora, merged, save_adapter, without_adapters
+from gpt.lora import TARGETS, adapter_size, adapters, add_lora, merged, save_adapter, without_adapters
 from gpt.model import GPT
 from gpt.optim import adamw
 from gpt.packed import packed
@@ -40,6 +40,13 @@ def adapted(make_gpt):
         return with_noise(add_lora(make_gpt(**config), rank, alpha)).eval()
 
     return make
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_size_of_adapters_is_known_before_they_are_there(make_gpt, shape):
+    model = make_gpt(**SHAPES[shape])
+    before, expected = model.parameter_count, adapter_size(model, 3)
+    assert add_lora(model, 3).parameter_count - before == expected
 
 
 def losses(model: GPT) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import threading
 
 import pytest
@@ -18,6 +19,18 @@ def refused(folder: RunFolder, resume: bool) -> str:
 
 
 # Where a run may go
+
+
+def test_a_disk_without_room_for_three_checkpoints_and_the_model_is_refused_with_what_is_free_and_needed(tmp_path):
+    folder = RunFolder(tmp_path / "below" / "run")
+    free = shutil.disk_usage(tmp_path).free
+    folder.check_room(free // 8, free // 8)
+    with pytest.raises(UserError, match="GiB are free there, but checkpoints and the model need") as caught:
+        folder.check_room(free // 2, 0)
+    assert "\n" not in str(caught.value) and str(folder.path) in str(caught.value)
+    for step in (2, 4, 6):  # two of the three are there already
+        (folder.checkpoints / f"step-{step:06d}").mkdir(parents=True)
+    folder.check_room(free // 2, 0)
 
 
 @pytest.mark.parametrize("resume", [False, True])
