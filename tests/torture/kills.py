@@ -10,6 +10,7 @@ behind proves it. Which moments of a save were met is counted by what lies in ch
 """
 
 import re
+import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -65,11 +66,10 @@ def killed_run(folder: Path, ground: Ground, kind: Kind, during_save: bool, rand
         if not came:
             if found["kills"]:
                 break
+            shutil.rmtree(out)
             continue
         stage = stage_of_save(out)
-        found["kills"] += 1
-        found["during a save"] += bool(stage)
-        found[stage or "elsewhere"] += 1
+        found.update({"kills": 1, "during a save": bool(stage), stage or "elsewhere": 1})
         nothing_lost(out)
         if found["kills"] >= wanted and (found["during a save"] or not during_save):
             break

@@ -53,11 +53,7 @@ def killed_twice(folder: Path, ground: Ground, kind: Kind, way: Way, random: Ran
             need(job.poll() is None, f"it ended before a worker was killed {when}: {last_line(job.said())}")
             os.kill(alive[rank], signal.SIGKILL)
             gone |= set(alive.values())
-            found |= {
-                "kills": found["kills"] + 1,
-                f"of rank {rank}": found[f"of rank {rank}"] + 1,
-                when: found[when] + 1,
-            }
+            found.update({"kills": 1, f"of rank {rank}": 1, when: 1})
         code = job.wait(LONG)
         need(code == 0, f"it ended with {code}: {last_line(job.said())}")
     same_bits(out, whole)

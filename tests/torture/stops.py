@@ -1,13 +1,14 @@
 """Signals at random moments: the last finished step is saved, all processes leave within seconds with a known code."""
 
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
 from tests.torture.ground import ENDLESS, MOVING, PLAIN, Ground, Kind, Way, last_line, last_step, same_bits
-from tests.torture.jobs import alive, family, need, until, workers
+from tests.torture.jobs import Failed, alive, family, need, until, workers
 from tests.torture.kills import ALONE, moment_comes
 from tests.torture.outcome import Found, Outcome, Try, outcomes
 
@@ -36,9 +37,10 @@ def stopped(folder: Path, ground: Ground, kind: Kind, way: Way, number: signal.S
     """Stopped once; to a launcher the signal comes alone, as from a scheduler, or with its group, as Ctrl+C does."""
     whole, out = ground.undisturbed(kind), folder / "run"
     for _ in range(10):
-        with ground.started(kind, out, *["--resume"] * out.exists(), way=way) as job:
-            if not moment_comes(job, ground.seconds(kind) + 3 * (way.cold or way.door), random):  # to import torch
-                need(job.poll() == 0, f"it ended with {job.poll()} before any signal: {last_line(job.said())}")
+        shutil.rmtree(out, ignore_errors=True)
+        with ground.started(kind, out, way=way) as job:
+            seconds = ground.seconds(kind) + 3 * (way.cold or way.door)  # to import torch
+            if not moment_comes(job, seconds, random):
                 continue
             everyone = family(job.pid)
             send = random.choice([os.kill, os.killpg])
@@ -49,8 +51,9 @@ def stopped(folder: Path, ground: Ground, kind: Kind, way: Way, number: signal.S
             traced = "Traceback" in job.said()  # torchrun has one for a signal, and Python for one in an import
             need(way != Way() or not traced, f"{number.name} ended it with a traceback: {last_line(job.said())}")
             took = until(lambda: not any(map(alive, everyone)), GONE, f"processes left after {GONE:g} s")  # noqa: B023
-        if code:
-            break
+        break
+    else:
+        raise Failed(f"{kind.name}: it was over before it could be stopped, ten times")
     ground.finish(kind, out)
     same_bits(out, whole)
     found = {"stopped": int(code != 0), f"left with {code}": 1, "with a traceback": int(traced)}

@@ -52,16 +52,20 @@ def servers(count: int, environment: dict[str, str]) -> queue.Queue:
         words = [sys.executable, __file__]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "start_new_session": True}
         found.put(subprocess.Popen(words, env=environment, **pipes))
+    for server in list(found.queue):
+        server.stdout.readline()  # it has imported all
     return found
 
 
 def serve() -> None:
-    """Read one run a line from the input; print the child's process id, and when it has ended its exit code."""
+    """Say when all is imported; then read one run a line from the input, print the child's process id, and when it has ended its
+    exit code."""
     import torch._dynamo  # noqa: F401  what the first optimizer step imports
 
     from dpo.train import Flags, main
     from gpt.command import run
 
+    print("ready", flush=True)
     for line in sys.stdin:
         asked = json.loads(line)
         if (pid := os.fork()) == 0:
