@@ -42,14 +42,14 @@ def whole_run(folder: Path, ground: Ground) -> Found:
 
     with machines(2) as both, started(ground, folder, both) as jobs:
         finished(jobs)
-    return apart(folder / "run", ground.undisturbed(FIFTY), KIND)
+    return apart(folder / "node-1/run", ground.undisturbed(FIFTY), KIND)
 
 
 def cut_off(folder: Path, ground: Ground, means: str, step: int) -> Found:
     """The second machine loses its network after some steps."""
     from tests.namespaces import machines
 
-    out, (cut, mend) = folder / "run", MEANS[means]
+    out, (cut, mend) = folder / "node-1/run", MEANS[means]
     with machines(2) as both:
         with started(ground, folder, both) as jobs:
             until(lambda: any(job.poll() is not None for job in jobs) or last_step(out) >= step, LONG, "no steps")
@@ -67,14 +67,16 @@ def cut_off(folder: Path, ground: Ground, means: str, step: int) -> Found:
 
 @contextmanager
 def started(ground: Ground, folder: Path, both: list, *more) -> Iterator[list[Job]]:
-    """launch.sh on both machines, as their users call it."""
+    """launch.sh on both machines with the same words, in a folder of each."""
     with ExitStack() as stack:
         jobs = []
         for number, machine in enumerate(both):
+            here = folder / machine.name
+            here.mkdir(exist_ok=True)
             where = {"NNODES": "2", "NODE_RANK": str(number), "MASTER_ADDR": both[0].address, "MASTER_PORT": "29500"}
-            own = {"N": "2", "RESTARTS": "0", "GPT_DPO_CACHE": str(folder / f"cache {number}")}
-            words = [ROOT / "launch.sh", "train", *ground.flags(KIND, folder / f"run{number or ''}"), *more]
-            jobs.append(Job(machine.words(*words), folder / f"machine {number}.log", ground.environment | where | own))
+            own = {"N": "2", "RESTARTS": "0", "GPT_DPO_CACHE": str(here / "cache")}
+            words = ["env", "-C", here, ROOT / "launch.sh", "train", *ground.flags(KIND, Path("run")), *more]
+            jobs.append(Job(machine.words(*words), here / "log", ground.environment | where | own))
             stack.callback(kill_all, jobs[-1])
         yield jobs
 
