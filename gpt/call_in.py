@@ -29,7 +29,7 @@ def call_in(addresses: list[str], port: int, own: Node, deadline: float, say: Ca
     for PATIENCE seconds there is no sign of its machine at all.
     """
     began = sign = time.monotonic()
-    waiting = Waiting(say, deadline)
+    waiting, said = Waiting(say, deadline), None
     for address in cycle(addresses):
         until = min(deadline, sign + PATIENCE)
         answer = knock(address, port, until)
@@ -44,8 +44,10 @@ def call_in(addresses: list[str], port: int, own: Node, deadline: float, say: Ca
         if answer.kind in (Kind.ROLL_CALL, Kind.REFUSED, Kind.CLOSED):
             sign = time.monotonic()
             until = deadline
+        if answer.kind is not Kind.SILENT or not said or said.kind is not Kind.UNREACHABLE:  # which says more
+            said = answer
         if time.monotonic() >= until or answer.kind in (Kind.MUTE, Kind.NO_STORE, Kind.STRANGER):
-            raise Refused(_explain(address, port, answer, time.monotonic() - began))
+            raise Refused(_explain(address, port, said, time.monotonic() - began))
         waiting.for_(f"{address}:{port} {answer}")
         time.sleep(0.3)
 
@@ -100,4 +102,5 @@ def _explain(address: str, port: int, answer: Answer, seconds: float) -> str:
         Kind.UNREACHABLE: f"see that node 0's machine is up, and which way leads there: ip route get {address}",
     }
     other = "it is neither this launch nor torch's store; set another MASTER_PORT on all machines, or end it (ss -ltnp there)"
-    return f"{address}:{port} {answer} (asked for {seconds:.0f} s); {fixes.get(answer.kind, other)}"
+    lasting = f", for {seconds:.0f} s" if answer.kind in fixes else ""
+    return f"{address}:{port} {answer}{lasting}; {fixes.get(answer.kind, other)}"

@@ -138,7 +138,7 @@ def _meet(flags: Flags, speech: Speech, began: float) -> str:
             address = own_address(addresses[0])
         except OSError as error:
             raise UserError(
-                f"MASTER_ADDR {flags.master_addr} ({addresses[0]}) cannot be reached from here: {error.strerror}; "
+                f"MASTER_ADDR {_with(flags.master_addr, addresses)} cannot be reached from here: {error.strerror}; "
                 f"see this machine's network, which has {_own_addresses()}"
             ) from None
         speech.note(f"own address {address}, interface {interface_of(address)}")
@@ -188,7 +188,7 @@ def _bound(flags: Flags, addresses: list[str], own: Node, began: float) -> socke
         # there is a node 0 already: it should know, and say the same
         call_in(addresses, port, own, time.monotonic() + ASIDE, lambda line: None, lambda line: None)
     raise UserError(
-        f"MASTER_ADDR {flags.master_addr} ({addresses[0]}) is no address of this machine, which has {_own_addresses()}; "
+        f"MASTER_ADDR {_with(flags.master_addr, addresses)} is no address of this machine, which has {_own_addresses()}; "
         f"start NODE_RANK=0 on the machine that has it, or correct MASTER_ADDR"
     )
 
@@ -204,6 +204,11 @@ def _in_use(address: str, port: int, began: float) -> str:
         what, mend = "no torch store", "end it"
     by = f" by {who}, {what}" if who else f" by {what}"
     return f"MASTER_PORT {port} is in use on this machine{by}; {mend}, or set another MASTER_PORT on all machines"
+
+
+def _with(name: str, addresses: list[str]) -> str:
+    """A name with its first address, or the address alone if that is its name."""
+    return name if name == addresses[0] else f"{name} ({addresses[0]})"
 
 
 def _own_addresses() -> str:
