@@ -24,16 +24,19 @@ def table(found: dict[str, dict[str, float]]) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in cells]
 
 
-def replaced(readme: Path, text: str) -> str:
-    """What the file says with the table in its place. Raises UserError where it cannot be read, or names no such place."""
+def replaced(readme: Path, text: str, begin: str = BEGIN, end: str = END) -> str:
+    """What the file says with `text` between the lines `begin` and `end`.
+
+    Raises UserError where it cannot be read, or has no such lines.
+    """
     try:
         content = readme.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--readme {readme} cannot be read: {error}") from None
-    before, begin, rest = content.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not end:
+    before, _, rest = content.partition(begin)
+    _, found, after = rest.partition(end)
+    if not found:
         raise UserError(
-            f"--readme {readme} has no lines {BEGIN.strip()} and {END.strip()}, between which the table goes"
+            f"--readme {readme} has no lines {begin.strip()} and {end.strip()}, between which the table goes"
         )
     return before + begin + text + end + after

@@ -1,6 +1,7 @@
 """A run's folder: what was asked, what was measured, where it stopped, what came out.
 
 runs/NAME/
+    lock               names the process that writes here
     run.json           every flag, what it was resolved to, versions, hashes
     metrics.jsonl      one line a step and one an evaluation
     checkpoints/       gpt/checkpoint.py
@@ -12,10 +13,15 @@ runs/NAME/
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from gpt.command import UserError
-from gpt.files import whole
+from gpt.files import Unwritable, held, make_folder, whole
+
+# Seconds to wait for a run that is no more to let go of its folder: what a killed torchrun leaves ends after one
+WAIT = 5.0
 
 # What is shown of a line of metrics.jsonl, in short
 SHOWN = {"loss": "loss", "accuracy": "rewards/accuracies", "margin": "rewards/margins"}
@@ -24,6 +30,7 @@ SHOWN = {"loss": "loss", "accuracy": "rewards/accuracies", "margin": "rewards/ma
 class RunFolder:
     def __init__(self, path: str | Path):
         self.path = Path(path)
+        self.lock = self.path / "lock"
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.model = self.path / "model"
@@ -33,25 +40,24 @@ class RunFolder:
         """Raises UserError where the folder holds something that a new run would overwrite, or cannot be written."""
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--out {self.path} is a file; name a folder")
-        if self.path.is_dir() and any(self.path.iterdir()) and not resume:
+        if self.lock.exists():
+            with held(self.lock, WAIT if resume else 0.0, f"--out {self.path}", shared=True):
+                pass
+        taken = self.path.is_dir() and any(path != self.lock for path in self.path.iterdir())
+        if taken and not resume:
             what = (
                 "holds another run; continue it with --resume, or"
                 if (self.path / "run.json").exists()
                 else "is not empty;"
             )
             raise UserError(f"--out {self.path} {what} name a new folder")
-        if resume and self.path.is_dir() and any(self.path.iterdir()) and not (self.path / "run.json").exists():
+        if resume and taken and not (self.path / "run.json").exists():
             raise UserError(f"--out {self.path} holds no run to resume (no run.json)")
         existing = self._existing()
         if not existing.is_dir():
             raise UserError(f"--out {self.path}: {existing} is a file, not a folder")
         if not os.access(existing, os.W_OK):
             raise UserError(f"--out {self.path}: {existing} is not writable")
-
-    def held(self, wait: float):
-        from contextlib import nullcontext
-
-        return nullcontext()
 
     def check_room(self, checkpoint: int, model: int) -> None:
         """Raises UserError where the disk has no room for three checkpoints (two are kept while a third is written) and
@@ -69,6 +75,13 @@ class RunFolder:
         """The folder, or the nearest above it that is there."""
         return next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
 
+    @contextmanager
+    def held(self, wait: float = WAIT) -> Iterator[None]:
+        """Be the only process that writes here. Raises UserError, naming the other, where one goes on for `wait` seconds."""
+        make_folder(self.path)
+        with held(self.lock, wait, f"--out {self.path}"):
+            yield
+
     def write_json(self, name: str, value: dict) -> None:
         """Write a JSON file of the folder; it is whole or as it was."""
         with whole(self.path / name) as file:
@@ -81,13 +94,14 @@ class RunFolder:
             raise UserError(f"{self.path / name} cannot be read: {error}") from None
 
     def log(self, line: dict) -> None:
-        """Append a line to metrics.jsonl."""
-        with open(self.metrics, "a", encoding="utf-8") as file:
-            # seven digits, all that float32 has
-            rounded = {
-                name: float(f"{value:.7g}") if isinstance(value, float) else value for name, value in line.items()
-            }
-            file.write(json.dumps(rounded) + "\n")
+        """Append a line to metrics.jsonl. Raises Unwritable where the system refuses."""
+        # seven digits, all that float32 has
+        rounded = {name: float(f"{value:.7g}") if isinstance(value, float) else value for name, value in line.items()}
+        try:
+            with open(self.metrics, "a", encoding="utf-8") as file:
+                file.write(json.dumps(rounded) + "\n")
+        except OSError as error:
+            raise Unwritable.because(self.metrics, error) from None
 
     def last_split(self) -> str:
         """The split of the last line of metrics.jsonl, "" where there is none."""

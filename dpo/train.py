@@ -132,7 +132,7 @@ def main(flags: Flags) -> int:
         must_agree({name: value for name, value in asdict(flags).items() if name not in OWN}, world)
         folder = RunFolder(agree(flags.out or kept_over_restarts("out", lambda: new_folder(job)), world))
         with ExitStack() as stack:
-            on_main(lambda: stack.enter_context(folder.held(WAIT)) and None, world)
+            on_main(lambda: stack.enter_context(folder.held()) and None, world)
             try:
                 return train(job, folder, world)
             except Stopped as stopped:
@@ -140,7 +140,6 @@ def main(flags: Flags) -> int:
                 return 143
 
 
-WAIT = 5.0  # seconds for which a run waits for the processes of one that was just killed
 OWN = ("out", "pairs", "init", "reference")  # of each machine; what lies there is compared by hash
 
 

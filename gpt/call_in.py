@@ -18,7 +18,8 @@ from itertools import cycle
 from gpt.knock import MOST, Answer, Kind, hear, is_newer_torch, knock, plain, quote
 from gpt.nodes import Node, Refused, Waiting
 
-PATIENCE = 8.0  # seconds
+PATIENCE = 7.0  # seconds
+GRACE = 1.5  # seconds that node 0, if it has begun a little later, has for its verdict
 
 
 def call_in(addresses: list[str], port: int, own: Node, deadline: float, say: Callable, note: Callable) -> None:
@@ -27,11 +28,12 @@ def call_in(addresses: list[str], port: int, own: Node, deadline: float, say: Ca
     Raises Refused where it says what is wrong, or is not there at the moment `deadline` of the monotonic clock, or where
     for PATIENCE seconds there is no sign of its machine at all.
     """
-    sign, waiting = time.monotonic(), Waiting(say, deadline)
+    began = sign = time.monotonic()
+    waiting = Waiting(say, deadline)
     for address in cycle(addresses):
         until = min(deadline, sign + PATIENCE)
         answer = knock(address, port, until)
-        if answer.kind is Kind.ROLL_CALL and _talk(answer.connection, address, own, deadline, note):
+        if answer.kind is Kind.ROLL_CALL and _talk(answer.connection, address, own, deadline + GRACE, note):
             return
         if answer.kind is Kind.STORE:
             say(f"{address}:{port} {answer}: joining the launch that runs there")
@@ -43,7 +45,7 @@ def call_in(addresses: list[str], port: int, own: Node, deadline: float, say: Ca
             sign = time.monotonic()
             until = deadline
         if time.monotonic() >= until or answer.kind in (Kind.MUTE, Kind.NO_STORE, Kind.STRANGER):
-            raise Refused(_explain(address, port, answer))
+            raise Refused(_explain(address, port, answer, time.monotonic() - began))
         waiting.for_(f"{address}:{port} {answer}")
         time.sleep(0.3)
 
@@ -90,7 +92,7 @@ def _babble(host: str, said: bytes) -> str:
     return f"node 0 at {host} does not keep to the roll call, it says {quote(said)}; start the same commit there"
 
 
-def _explain(address: str, port: int, answer: Answer) -> str:
+def _explain(address: str, port: int, answer: Answer, seconds: float) -> str:
     fixes = {
         Kind.REFUSED: "start node 0 there with NODE_RANK=0, or correct MASTER_ADDR and MASTER_PORT",
         Kind.CLOSED: "start node 0 there with NODE_RANK=0, and see that nothing else takes its port",
@@ -98,4 +100,4 @@ def _explain(address: str, port: int, answer: Answer) -> str:
         Kind.UNREACHABLE: f"see that node 0's machine is up, and which way leads there: ip route get {address}",
     }
     other = "it is neither this launch nor torch's store; set another MASTER_PORT on all machines, or end it (ss -ltnp there)"
-    return f"{address}:{port} {answer}; {fixes.get(answer.kind, other)}"
+    return f"{address}:{port} {answer} (asked for {seconds:.0f} s); {fixes.get(answer.kind, other)}"

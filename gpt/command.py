@@ -25,7 +25,7 @@ from difflib import get_close_matches
 from inspect import cleandoc
 from io import TextIOWrapper
 
-from gpt.ending import STOPPED, close, close_unforeseen, end_again, end_with_launcher, is_everywhere
+from gpt.ending import STOPPED, EndedBefore, close, close_unforeseen, end_again, end_with_launcher, is_everywhere
 from gpt.launched import under_torchrun
 
 
@@ -149,6 +149,8 @@ def run(commands: Callable | dict[str, tuple[Callable, type]], cls: type | None 
             code = close(
                 "stopped by a signal" if code == STOPPED else f"left with {code}", code, said=True, everywhere=True
             )  # the command has said why
+    except EndedBefore:
+        code = end_again(told=True)
     except UserError as error:
         code = close(str(error), 2, everywhere=is_everywhere(error))
     except KeyboardInterrupt:

@@ -16,6 +16,7 @@ import shutil
 import sys
 import threading
 import time
+from argparse import ArgumentParser
 from contextlib import suppress
 from pathlib import Path
 from traceback import format_exception
@@ -32,6 +33,15 @@ LOST = re.compile(  # what gloo, torch's store and nccl say when another process
     r"|Application timeout caused pair closure|client socket has (?:failed|timed out)|waiting for clients"
     r"|NCCL communicator was aborted|Watchdog caught collective operation timeout|remote process exit(?:ed|ing prematurely)"
 )
+
+
+class LostContact(Exception):
+    """Another process is gone, or silent. The message is one line, which names it where that is known."""
+
+
+class EndedBefore(Exception):
+    """torchrun has started the processes again after an error, on one machine at least, that would only come again."""
+
 
 # In a process that ends
 
@@ -88,14 +98,17 @@ def ended_before() -> str | None:
     return found[1].line if found else None
 
 
-def end_again() -> int | None:
+def end_again(told: bool = False) -> int | None:
     """On a restart after an attempt that no restart can mend: what ended it is noted anew, and not said again.
 
-    Returns the exit code to leave with at once, else None: also where processes on other machines have to be told.
+    Returns the exit code to leave with at once, else None: also where processes on other machines have to be told, and
+    these have not been `told` yet.
     """
     found = _cause_before()
-    if not found or os.environ.get("LOCAL_WORLD_SIZE") != os.environ.get("WORLD_SIZE"):
+    if not told and (not found or os.environ.get("LOCAL_WORLD_SIZE") != os.environ.get("WORLD_SIZE")):
         return None
+    if not found:
+        return close("another machine's processes ended with an error, which is said there", 2, everywhere=True)
     with suppress(OSError):
         shutil.copyfile(found[0], _own())
     return 0 if _launch_sh_tells() else found[1].code
@@ -103,6 +116,8 @@ def end_again() -> int | None:
 
 def lost_contact(error: BaseException) -> str | None:
     """What to say of an exception that is merely the loss of another process; None for any other exception."""
+    if isinstance(error, LostContact):
+        return str(error)
     kinds, text = [cls.__name__ for cls in type(error).__mro__], str(error)
     found = LOST.search(text) if "RuntimeError" in kinds else None
     if found and ("DistError" in kinds or "/gloo/" in text or "pair closure" in text):
@@ -164,8 +179,9 @@ def _speaks() -> bool:
 
 def _say(note: Note, named: bool, more: str = "") -> None:
     who = f"process {note.rank} of {note.size} on {note.host}: " if named else ""
+    details = note.details.rstrip("\n") + "\n" if note.details else ""
     error = "" if note.code in ASKED_FOR else "error: "
-    print(f"{note.details}{error}{who}{note.line}{more}", file=sys.stderr, flush=True)
+    print(f"{details}{error}{who}{note.line}{more}", file=sys.stderr, flush=True)
 
 
 # When all have ended
@@ -211,4 +227,8 @@ def _silent(path: Path, note: Note) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2])))
+    parser = ArgumentParser(description="Say what ended the processes of a launch, and leave with their code.")
+    parser.add_argument("folder", type=Path, help="torchrun's --log-dir")
+    parser.add_argument("status", type=int, help="torchrun's exit code")
+    given = parser.parse_args()
+    sys.exit(main(given.folder, given.status))

@@ -1,28 +1,48 @@
-"""Files and folders that are whole or as they were: written beside, and renamed into place when all is written.
+"""Files and folders that are whole or as they were: written beside, and renamed into place when all is on the disk.
 
-A folder that is read again by us is sealed: its last file has the SHA-256 of the others. And where those lie that can
-be made again: the cache.
+    write step-000120.part/*    fsync each file, and the folder: a file that has no name yet in it is lost
+    rename to step-000120       fsync the folder above: so that after a power cut it is there whole, or not at all
+
+A folder that is read again by us is sealed: its last file has the SHA-256 of the others. Where several processes would
+write, one holds a lock. And where those lie that can be made again: the cache.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
+import re
 import shutil
+import socket
+import time
+import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, BinaryIO
 
 from safetensors import SafetensorError
 
-from gpt.command import UserError
+from gpt.command import Notice, UserError
 
 MANIFEST = "manifest.json"
+# What network file systems say where they cannot, and the system of folders that may be written but not read
+NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES)
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 class Unwritable(UserError, OSError):
     """What the system refuses to write. The user can mend it; who writes a cache does without, as after any OSError."""
+
+    @classmethod
+    def because(cls, path: Path, error: Exception) -> "Unwritable":
+        """Of `path`, for the system's reason."""
+        reason = getattr(error, "strerror", None) or str(error)
+        made = cls(f"{path} cannot be written: {reason}")
+        made.strerror = reason  # so that whoever writes `path` as a part of something names that in its place
+        return made
 
 
 @contextmanager
@@ -36,12 +56,13 @@ def whole(path: str | Path, binary: bool = False) -> Iterator[IO]:
         raise Unwritable(f"{path} is a folder; name a file")
     part = path.with_name(path.name + ".part")
     with _named(path, part):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         with open(part, "wb") if binary else open(part, "w", encoding="utf-8", newline="\n") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
+        _sync(path.parent)
 
 
 @contextmanager
@@ -55,16 +76,32 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
     part, old = path.with_name(path.name + ".part"), path.with_name(path.name + ".old")
     shutil.rmtree(part, ignore_errors=True)
     with _named(path, part):
-        part.mkdir(parents=True)
+        make_folder(part)
         yield part
-        for file in part.iterdir():
+        for file in (*part.rglob("*"), part):
             _sync(file)
-        shutil.rmtree(old, ignore_errors=True)
         if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
             os.replace(path, old)
-        os.replace(part, path)
+        try:
+            os.replace(part, path)
+        except BaseException:
+            with suppress(FileNotFoundError):
+                os.replace(old, path)
+            raise
         _sync(path.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def make_folder(folder: Path) -> None:
+    """Make it, and those above it, so that they are there after a power cut too. Raises Unwritable."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in missing:
+            _sync(path.parent)
+    except OSError as error:
+        raise Unwritable.because(folder, error) from None
 
 
 def seal(folder: Path, names: Iterable[str], **about: str) -> None:
@@ -109,14 +146,56 @@ def cache_folder(name: str) -> Path:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, wait: float = math.inf, shared: bool = False) -> Iterator[IO[bytes]]:
     """Hold the file `path`, which is made where it is missing, for this process alone; the others wait.
 
-    The lock ends with the block, or with the process, however that ends. Raises OSError where there can be none.
+    The lock ends with the block, or with the process, however that ends; its children do not have it. Where it is
+    shared, several may hold it so, and none alone. Raises OSError where there can be no lock, BlockingIOError where
+    others hold it for more than `wait` seconds.
     """
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    kind, deadline = fcntl.LOCK_SH if shared else fcntl.LOCK_EX, time.monotonic() + wait
+    with open(path, "ab", buffering=0) as file:
+        while True:
+            try:
+                fcntl.flock(file, kind if wait == math.inf else kind | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(0.1)
+        yield file
+
+
+@contextmanager
+def held(path: Path, wait: float, what: str, shared: bool = False) -> Iterator[None]:
+    """Be the only one to write `what`, as long as the block lasts: the file `path` is the lock, and names who holds it.
+
+    shared: only be sure that nobody writes. Raises UserError, naming the holder, where that takes more than `wait` seconds.
+    """
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(locked(path, wait, shared))
+        except BlockingIOError:
+            raise UserError(f"{what}: {_holder(path)} is writing there; wait for it or name another folder") from None
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise Unwritable.because(path, error) from None
+            if not shared:
+                no_locks = f"{what}: this file system has no locks; see to it that no other run writes there"
+                warnings.warn(Notice(no_locks), stacklevel=2)
+        else:
+            if not shared:
+                with suppress(OSError):  # the lock holds on a full disk too
+                    file.truncate(0)
+                    file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
         yield
+
+
+def _holder(path: Path) -> str:
+    with suppress(OSError):
+        found = re.fullmatch(r"process \d+ on [\w.-]+", path.read_text(errors="replace"))
+        return found[0] if found else "another process"
+    return "another process"
 
 
 @contextmanager
@@ -128,13 +207,17 @@ def _named(path: Path, part: Path) -> Iterator[None]:
         with suppress(OSError):
             shutil.rmtree(part) if part.is_dir() else part.unlink()
         if isinstance(error, (OSError, SafetensorError)):
-            raise Unwritable(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from None
+            raise Unwritable.because(path, error) from None
         raise
 
 
 def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if not (path.is_dir() and error.errno in NO_FOLDER_SYNC):
+            raise

@@ -25,19 +25,11 @@ import torch.distributed as dist
 
 from gpt.command import UserError
 from gpt.device import check_device
-from gpt.ending import end_with_launcher, ended_before, lost_contact
+from gpt.ending import EndedBefore, LostContact, end_with_launcher, ended_before, lost_contact
 from gpt.launched import processes_here, restarts, under_torchrun
 from gpt.parallel import World, add_up, agree
 
 LAST_WORDS = 3.0  # seconds in which the others may say that they end too
-
-
-class LostContact(Exception):
-    """Another process is gone, or silent. The message is one line, which names it where that is known."""
-
-
-class EndedBefore(Exception):
-    """torchrun has started the processes again, after an error that would only come again."""
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from gpt.nodes import Node, Refused
 from gpt.roll_call import hold
 from gpt.surroundings import little_memory, stale_variables, wrong_folder, wrong_interfaces
 
-SOON = 8.0  # seconds from the start until all is known but whether missing machines will come
+SOON = 7.0  # seconds from the start until all is known but whether missing machines will come
 ASIDE = 3.0  # seconds for what is not the heart of it
 
 
@@ -71,8 +71,9 @@ def preflight(flags: Flags) -> int:
     faults = [*_wrong_numbers(flags), *stale_variables(flags.nnodes, speech.warn)]
     faults += [*wrong_interfaces(flags.nnodes, speech.warn), *little_memory(flags.processes, speech.warn)]
     if flags.out:
-        faults += wrong_folder(Path(flags.out), ASIDE)
-        speech.note(f"--out {flags.out} can be written")
+        unfit = list(wrong_folder(Path(flags.out), ASIDE))
+        faults += unfit
+        speech.note(f"--out {flags.out} can{'not' if unfit else ''} be written")
     if flags.verbose:
         _note_host_name(flags.nnodes, speech)
     address, interface, port = "127.0.0.1", "lo0" if sys.platform == "darwin" else "lo", 0

@@ -38,7 +38,7 @@ class StopSignal:
         self.world, self.came, self.stopped = world, False, False
         self.every = self.left = 1  # calls of `check` from one question to the next; from now to the next
         self.asked = time.monotonic()
-        sys.stdout, sys.stderr = map(_lasting, (sys.stdout, sys.stderr))
+        sys.stdout, sys.stderr = _lasting(sys.stdout, sys.__stdout__), _lasting(sys.stderr, sys.__stderr__)
         for number in SIGNALS:
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
                 signal.signal(number, self._note)
@@ -88,25 +88,25 @@ class StopSignal:
                 _end_at_once("stopped by a signal while another process did not answer")
 
 
-class _Terminal(FileIO):
-    """What is said to a terminal that has closed is lost, and no error: its SIGHUP asks to stop, not to fail."""
+class _Lasting(FileIO):
+    """Standard output or error, which outlives its reader: what is said to a closed terminal, or to a `tee` that Ctrl+C
+    has ended too, is lost, and no error before the last step is saved."""
 
     def write(self, data) -> int:
         try:
             return super().write(data)
         except OSError as error:
-            if error.errno != errno.EIO:
+            if error.errno not in (errno.EIO, errno.EPIPE):
                 raise
             return len(data)
 
 
-def _lasting(stream: TextIO) -> TextIO:
-    """The same stream, which outlives its terminal."""
-    if not stream.isatty():
+def _lasting(stream: TextIO, original: TextIO) -> TextIO:
+    if stream is not original:  # somebody's own, such as a test's
         return stream
     stream.flush()
-    raw = BufferedWriter(_Terminal(stream.fileno(), "w", closefd=False))
-    return TextIOWrapper(raw, stream.encoding, stream.errors, line_buffering=True)
+    raw = BufferedWriter(_Lasting(stream.fileno(), "w", closefd=False))
+    return TextIOWrapper(raw, stream.encoding, stream.errors, line_buffering=stream.line_buffering)
 
 
 def _end_at_once(why: str) -> None:

@@ -3,6 +3,7 @@
 Each check yields what is wrong, a line each with the fix, and calls `warn` for what only may be.
 """
 
+import errno
 import fcntl
 import os
 from collections.abc import Callable, Iterator
@@ -88,6 +89,8 @@ def wrong_folder(out: Path, limit: float) -> Iterator[str]:
 def _try_out(out: Path) -> None:
     """Make a file, lock it and rename it, as a run does. Raises OSError."""
     there = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(there))
     if there == out.absolute() and _is_as_good(there.parent, there):
         there = there.parent  # another machine that looks into a new, empty run folder should find nothing
     with TemporaryDirectory(prefix=".preflight-", dir=there) as folder:

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import FrozenInstanceError, asdict, dataclass
 from pathlib import Path
 
@@ -304,14 +303,3 @@ def test_a_reader_that_leaves_before_the_last_lines_are_flushed_is_no_error(scri
     )
     os.close(writer)
     assert (done.returncode, done.stderr) == (0, b"")
-
-
-def test_of_several_processes_the_first_speaks_at_once_and_another_only_if_it_lives_on(script):
-    begin = time.monotonic()
-    assert call(script, "build", "--size", "-1", LOCAL_RANK="0").stderr.count("\n") == 1
-    assert time.monotonic() - begin < 4
-    process = start(script, "build", "--size", "-1", LOCAL_RANK="1")
-    with pytest.raises(subprocess.TimeoutExpired):
-        process.wait(timeout=1.5)  # torchrun would have ended it by now, and the line would have come once
-    process.terminate()
-    assert process.communicate()[1] == ""

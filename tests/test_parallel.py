@@ -1,8 +1,6 @@
 """gpt/parallel.py with real processes over gloo: what two of them do together, one does alone."""
 
 import json
-import os
-import signal
 
 import pytest
 import torch
@@ -10,7 +8,6 @@ import torch
 from gpt.command import UserError
 from gpt.joining import join
 from gpt.parallel import World, add_up, agree, replicate
-from gpt.stopping import Stopped, StopSignal
 from tests.processes import ROOT, call
 
 TOGETHER = """
@@ -87,52 +84,6 @@ def test_alone_nothing_is_wrapped_and_sums_are_what_they_were():
         model = torch.nn.Linear(2, 2)
         assert replicate(model, world) is model
         assert add_up(torch.tensor(3.0), world) == 3 and agree("me", world) == "me"
-
-
-SIGNALLED = """
-import json, os, signal, sys, time
-from gpt.joining import join
-from gpt.stopping import Stopped, StopSignal
-
-with join("cpu") as world:
-    stop, heard = StopSignal(world), []
-    for seconds, when in ((0.001, 100), (0.3, 18)):
-        calls = stop.came = 0
-        try:
-            while calls < 5000:
-                calls += 1
-                time.sleep(seconds)
-                if calls == when and world.rank == 1:
-                    os.kill(os.getpid(), signal.SIGTERM)
-                stop.check()
-        except Stopped:
-            heard.append(calls)
-    with open(sys.argv[1] + f"/{world.rank}.json", "w") as file:
-        json.dump(heard, file)
-"""
-
-
-def test_a_signal_to_one_process_stops_all_at_the_same_call_some_seconds_later_at_most(tmp_path):
-    (tmp_path / "signalled.py").write_text(SIGNALLED)
-    call(tmp_path / "signalled.py", tmp_path, processes=2, PYTHONPATH=str(ROOT))
-    quick, slow = json.loads((tmp_path / "0.json").read_text())
-    assert [quick, slow] == json.loads((tmp_path / "1.json").read_text())
-    assert 100 <= quick <= 116
-    assert 18 <= slow <= 18 + 2.0 / 0.3
-
-
-def test_a_signal_to_a_process_alone_stops_it_at_the_next_call(monkeypatch):
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        stop = StopSignal(World(0, 1, torch.device("cpu")))
-        stop.check()
-        for _ in range(2):  # torchrun passes its own on to a worker that a group signal has reached already
-            os.kill(os.getpid(), signal.SIGTERM)
-        with pytest.raises(Stopped):
-            stop.check()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def test_a_missing_device_is_named():

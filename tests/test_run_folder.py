@@ -3,12 +3,17 @@
 import json
 import math
 import shutil
+import subprocess
+import sys
 import threading
+import time
+from pathlib import Path
 
 import pytest
 
 from dpo.run_folder import RunFolder
 from gpt.command import UserError
+from tests.processes import ENVIRONMENT, ROOT
 
 
 def refused(folder: RunFolder, resume: bool) -> str:
@@ -69,6 +74,65 @@ def test_a_file_is_refused(tmp_path, resume):
 def test_a_folder_below_a_file_is_refused_before_anything_is_computed(tmp_path, resume):
     (tmp_path / "file").write_text("")
     refused(RunFolder(tmp_path / "file" / "run"), resume)
+
+
+# One writer
+
+HOLDS = """
+import sys, time
+from dpo.run_folder import RunFolder
+with RunFolder(sys.argv[1]).held():
+    print("held", flush=True)
+    time.sleep(float(sys.argv[2]))
+"""
+
+
+def writer(path, seconds: float) -> subprocess.Popen:
+    words = [sys.executable, "-c", HOLDS, str(path), str(seconds)]
+    process = subprocess.Popen(words, env=ENVIRONMENT, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_a_folder_with_nothing_but_a_lock_that_nobody_holds_is_free(tmp_path):
+    folder = RunFolder(tmp_path / "new" / "run")
+    with folder.held():
+        pass
+    folder.check_free(False)
+    (folder.path / "thesis.tex").write_text("years of work")
+    assert "not empty" in refused(folder, False) and "no run.json" in refused(folder, True)
+
+
+def test_a_folder_that_somebody_writes_to_is_refused_at_once_and_the_writer_named(tmp_path):
+    first = writer(tmp_path, 60)
+    begun = time.monotonic()
+    assert f"process {first.pid} on " in refused(RunFolder(tmp_path), False)
+    with pytest.raises(UserError, match=f"--out {tmp_path}: process {first.pid} on "), RunFolder(tmp_path).held(0.2):
+        pass
+    assert time.monotonic() - begun < 2
+    first.kill()
+    first.wait(60)
+    with RunFolder(tmp_path).held(0):
+        RunFolder(tmp_path).write_json("run.json", {})
+    RunFolder(tmp_path).check_free(True)
+
+
+def test_a_run_that_is_resumed_waits_for_the_last_moments_of_what_was_killed(tmp_path):
+    RunFolder(tmp_path).write_json("run.json", {})
+    first = writer(tmp_path, 1.5)
+    RunFolder(tmp_path).check_free(True)
+    with RunFolder(tmp_path).held(0):
+        pass
+    assert first.wait(60) == 0
+
+
+def test_a_full_disk_is_one_line_where_a_line_is_logged(tmp_path):
+    if not Path("/dev/full").exists():
+        pytest.skip("there is no /dev/full, which is a disk without room")
+    folder = RunFolder(tmp_path)
+    folder.metrics.symlink_to("/dev/full")
+    with pytest.raises(UserError, match=f"{folder.metrics} cannot be written: No space left on device"):
+        folder.log({"step": 1, "split": "train"})
 
 
 # JSON files
