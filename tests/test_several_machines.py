@@ -152,7 +152,8 @@ step |= {"SLURM_STEP_NUM_NODES": options["--nodes"], "SLURM_STEP_NUM_TASKS": opt
 tasks = []
 for number, enter in enumerate(json.loads(os.environ["FAKE_MACHINES"])):
     own = {"SLURM_NODEID": str(number), "SLURM_PROCID": str(number)}
-    tasks.append(subprocess.Popen([*enter, "env", "-C", os.getcwd(), *words], env=os.environ | step | own, start_new_session=True))
+    enter += ["env", "-C", os.getcwd()]
+    tasks.append(subprocess.Popen(enter + words, env=os.environ | step | own, start_new_session=True))
 for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
     signal.signal(number, lambda number, frame: [task.send_signal(number) for task in tasks])
 sys.exit(max(code if code >= 0 else 128 - code for code in [task.wait() for task in tasks]))
