@@ -17,15 +17,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt.call_in import call_in
-from gpt.knock import GREETING
-from gpt.network import interfaces
-from gpt.nodes import Node, Refused, disagreements, named, read_node
-from gpt.roll_call import hold
+from gpt.launch.call_in import call_in
+from gpt.launch.knock import GREETING
+from gpt.launch.network import interfaces
+from gpt.launch.nodes import Node, Refused, disagreements, named, read_node
+from gpt.launch.roll_call import hold
 from tests.namespaces import machines
 from tests.processes import ENVIRONMENT, ROOT
 
-SCRIPT = str(ROOT / "gpt/preflight.py")
+SCRIPT = str(ROOT / "gpt/launch/preflight.py")
 TOO_LONG = 10.0  # seconds
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
 CLEAN = {name: value for name, value in ENVIRONMENT.items() if name not in LAUNCHED and "SOCKET_IFNAME" not in name}
@@ -112,9 +112,7 @@ def ended(job: subprocess.Popen):
 def test_one_machine_needs_loopback_alone_and_no_torch():
     done = Run().end(code=0)
     assert done.out.split() == ["127.0.0.1", "lo0" if sys.platform == "darwin" else "lo", "0"] and not done.err
-    code = (
-        "import sys, gpt.preflight; print([name for name in ('torch', 'numpy', 'safetensors') if name in sys.modules])"
-    )
+    code = "import sys, gpt.launch.preflight; print([name for name in ('torch', 'numpy', 'safetensors') if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout == "[]\n"
 
 
@@ -184,7 +182,7 @@ def test_another_user_s_folder_is_named(tmp_path):
     if os.geteuid() != 0:
         pytest.skip("to become another user needs root")
     folder = Path("/var") if Path("/var").is_dir() else tmp_path
-    code = f"from gpt.surroundings import wrong_folder; from pathlib import Path; print(*wrong_folder(Path('{folder}/run'), 3))"
+    code = f"from gpt.launch.surroundings import wrong_folder; from pathlib import Path; print(*wrong_folder(Path('{folder}/run'), 3))"
     done = subprocess.run(
         ["setpriv", "--reuid", "65534", "--clear-groups", sys.executable, "-c", code],
         cwd=ROOT,
@@ -204,7 +202,7 @@ def test_the_folder_is_left_as_it_was(tmp_path):
 
 
 def test_interfaces_are_read_as_the_ip_command_reads_them(pair):
-    code = "import json; from gpt.network import interfaces; print(json.dumps(interfaces()))"
+    code = "import json; from gpt.launch.network import interfaces; print(json.dumps(interfaces()))"
     pair[0].call("ip", "addr", "add", "10.78.0.1/16", "dev", "eth0", "label", "eth0:1")
     ours = json.loads(pair[0].call(sys.executable, "-c", code).stdout)
     theirs = json.loads(pair[0].call("ip", "-j", "addr").stdout)
@@ -538,7 +536,7 @@ def test_torchrun_takes_over_the_port_at_once_where_no_host_name_resolves(pair, 
         machine.write("/etc/resolv.conf", "")
         machine.call("hostname", f"nowhere-{rank}.invalid")
         launch = (
-            f"set -e; found=$({sys.executable} gpt/preflight.py --nnodes 2 --node-rank {rank} --master-addr 10.77.0.1)\n"
+            f"set -e; found=$({sys.executable} gpt/launch/preflight.py --nnodes 2 --node-rank {rank} --master-addr 10.77.0.1)\n"
             f"set -- $found; export GLOO_SOCKET_IFNAME=$2; exec {sys.executable} -m torch.distributed.run --nnodes 2 "
             f"--nproc-per-node 2 --node-rank {rank} --rdzv-backend c10d --rdzv-endpoint 10.77.0.1:$3 --rdzv-id run "
             f"--rdzv-conf is_host={1 - rank} --local-addr $1 {tmp_path}/add.py"

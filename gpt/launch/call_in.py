@@ -1,4 +1,4 @@
-"""A node that is not node 0 finds it, and goes on when node 0 says that all are there (gpt/roll_call.py).
+"""A node that is not node 0 finds it, and goes on when node 0 says that all are there (gpt/launch/roll_call.py).
 
 What is at MASTER_ADDR:MASTER_PORT                  then
     nobody yet: the connection is refused           wait for node 0, as long as asked
@@ -15,8 +15,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from itertools import cycle
 
-from gpt.knock import MOST, Answer, Kind, hear, is_newer_torch, knock, plain, quote
-from gpt.nodes import Node, Refused, Waiting
+from gpt.launch.knock import MOST, Answer, Kind, hear, is_newer_torch, knock, plain, quote
+from gpt.launch.nodes import Node, Refused, Waiting
 
 PATIENCE = 7.0  # seconds
 GRACE = 1.5  # seconds that node 0, if it has begun a little later, has for its verdict

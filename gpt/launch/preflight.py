@@ -1,6 +1,6 @@
 """What a launch needs of names, ports, interfaces and folders, checked before torchrun, which hangs where one is wrong.
 
-    python gpt/preflight.py --nnodes 2 --node-rank 1 --master-addr vm-1 --verbose
+    python gpt/launch/preflight.py --nnodes 2 --node-rank 1 --master-addr vm-1 --verbose
 
     host name vm-2 -> 10.77.0.2                      on stderr
     MASTER_ADDR vm-1 -> 10.77.0.1
@@ -19,15 +19,15 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from gpt.call_in import call_in
 from gpt.command import UserError, flag, run
-from gpt.knock import Kind, knock
-from gpt.network import addresses_of, holder, interface_of, interfaces, is_loopback, own_address
-from gpt.nodes import Node, Refused
-from gpt.roll_call import hold
-from gpt.surroundings import little_memory, stale_variables, wrong_folder, wrong_interfaces
+from gpt.launch.call_in import call_in
+from gpt.launch.knock import Kind, knock
+from gpt.launch.network import addresses_of, holder, interface_of, interfaces, is_loopback, own_address
+from gpt.launch.nodes import Node, Refused
+from gpt.launch.roll_call import hold
+from gpt.launch.surroundings import little_memory, stale_variables, wrong_folder, wrong_interfaces
 
 SOON = 7.0  # seconds from the start until all is known but whether missing machines will come
 ASIDE = 3.0  # seconds for what is not the heart of it

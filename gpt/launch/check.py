@@ -5,7 +5,7 @@
     sums     1.2 GB/s; a gradient of GPT-2 124M (498 MB) takes 0.41 s
     ok       2 processes in 3.9 s
 
-What must hold before they can meet, gpt/preflight.py looks at.
+What must hold before they can meet, gpt/launch/preflight.py looks at.
 """
 
 import platform
@@ -16,7 +16,7 @@ from argparse import ArgumentParser
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
