@@ -182,7 +182,8 @@ def test_another_user_s_folder_is_named(tmp_path):
     if os.geteuid() != 0:
         pytest.skip("to become another user needs root")
     folder = Path("/var") if Path("/var").is_dir() else tmp_path
-    code = f"from gpt.launch.surroundings import wrong_folder; from pathlib import Path; print(*wrong_folder(Path('{folder}/run'), 3))"
+    code = "from gpt.launch.surroundings import wrong_folder; from pathlib import Path; "
+    code += f"print(*wrong_folder(Path('{folder}/run'), 3))"
     done = subprocess.run(
         ["setpriv", "--reuid", "65534", "--clear-groups", sys.executable, "-c", code],
         cwd=ROOT,

@@ -84,6 +84,9 @@ if __name__ == "__main__":
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--device")
     parser.add_argument("--timeout")
+    parser.add_argument("--help", "-h", action="store_true")
     given, _ = parser.parse_known_args()  # of the flags of train.py, which looks at them itself, two matter here
-    sys.argv[1:] = [word for name, value in vars(given).items() if value for word in (f"--{name}", value)]
+    sys.argv[1:] = [
+        word for name, value in vars(given).items() if value for word in (f"--{name}", value) if word is not True
+    ]
     run(check, Flags)
