@@ -22,8 +22,8 @@ PATIENCE = 7.0  # seconds
 GRACE = 1.5  # seconds that node 0, if it has begun a little later, has for its verdict
 
 
-def call_in(addresses: list[str], port: int, own: Node, deadline: float, say: Callable, note: Callable) -> None:
-    """Another node's part: return when node 0, at one of `addresses`, says that all are there, or torch's store is.
+def call_in(addresses: list[str], port: int, own: Node, deadline: float, say: Callable, note: Callable) -> str:
+    """Another node's part: that one of `addresses` at which node 0 says that all are there, or a torch store is.
 
     Raises Refused where it says what is wrong, or is not there at the moment `deadline` of the monotonic clock, or where
     for PATIENCE seconds there is no sign of its machine at all.
@@ -34,13 +34,13 @@ def call_in(addresses: list[str], port: int, own: Node, deadline: float, say: Ca
         until = min(deadline, sign + PATIENCE)
         answer = knock(address, port, until)
         if answer.kind is Kind.ROLL_CALL and _talk(answer.connection, address, own, deadline + GRACE, note):
-            return
+            return address
         if answer.kind is Kind.STORE:
             say(f"{address}:{port} {answer}: joining the launch that runs there")
-            return
+            return address
         if answer.kind in (Kind.MUTE, Kind.NO_STORE) and is_newer_torch():
             say(f"warning: {address}:{port} {answer}; it may be the store of a torch newer than this check knows")
-            return
+            return address
         if answer.kind in (Kind.ROLL_CALL, Kind.REFUSED, Kind.CLOSED):
             sign = time.monotonic()
             until = deadline
@@ -96,6 +96,7 @@ def _babble(host: str, said: bytes) -> str:
 
 def _explain(address: str, port: int, answer: Answer, seconds: float) -> str:
     fixes = {
+        Kind.ROLL_CALL: "it hung up each time; start the same commit on all machines",
         Kind.REFUSED: "start node 0 there with NODE_RANK=0, or correct MASTER_ADDR and MASTER_PORT",
         Kind.CLOSED: "start node 0 there with NODE_RANK=0, and see that nothing else takes its port",
         Kind.SILENT: f"see that node 0's machine is up, and that no firewall drops TCP port {port} between the two",

@@ -133,6 +133,7 @@ def test_verbose_says_what_is_in_order(tmp_path):
         (["--master-port", 65536], "MASTER_PORT is 65536"),
         (["--processes", 0], "N is 0"),
         (["--wait", "nan"], "--wait is nan"),
+        (["--identity", "x" * 501], "--identity has 501 letters"),
         (["--nnodes", 2], "MASTER_ADDR is not set"),
         (["--nnodes", 2, "--master-addr", "vm-1:29500"], "give the port as MASTER_PORT"),
     ],
@@ -388,7 +389,7 @@ def test_the_machines_meet_whichever_comes_first(pair, late):
     time.sleep(1)
     late_one = node(late, "--verbose", machine=pair[late]).end(code=0)
     early.end(code=0)
-    assert late_one.out == f"10.77.0.{late + 1} eth0 29500\n" and "all 2 nodes are there" in early.err
+    assert late_one.out == f"10.77.0.{late + 1} eth0 29500\n" and "2 of 2 nodes" in early.err
 
 
 def test_three_nodes_meet_two_of_them_on_one_machine(pair):
@@ -567,6 +568,7 @@ STRANGERS = {
         "c.sendall(b'gpt-dpo roll call 1\\n'); c.recv(9); c.sendall(b'{}\\n')",
         "does not keep to the roll call",
     ),
+    "closer": ("c.sendall(b'gpt-dpo roll call 1\\n'); c.close()", "it hung up each time"),
     "echo": ("while True: c.sendall(c.recv(99))", "answers a torch client with"),
 }
 
