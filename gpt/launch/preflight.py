@@ -5,7 +5,7 @@
     host name vm-2 -> 10.77.0.2                      on stderr
     MASTER_ADDR vm-1 -> 10.77.0.1
     own address 10.77.0.2, interface eth0
-    all 2 nodes are there
+    2 of 2 nodes
     10.77.0.2 eth0 29500                             on stdout, for torchrun: LOCAL_ADDR INTERFACE PORT
 
 It does without torch, and takes a tenth of a second where all is well. What is wrong is said within ten seconds, one line
@@ -31,6 +31,7 @@ from gpt.launch.surroundings import little_memory, stale_variables, wrong_folder
 
 SOON = 7.0  # seconds from the start until all is known but whether missing machines will come
 ASIDE = 3.0  # seconds for what is not the heart of it
+LONGEST = 500  # letters of an identity, which goes through the net in one piece
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,8 @@ def _wrong_numbers(flags: Flags) -> list[str]:
         faults.append(f"N is {flags.processes}, it must be a number of processes of at least 1")
     if not flags.wait > 0:
         faults.append(f"--wait is {flags.wait}, it must be a number of seconds above 0")
+    if len(flags.identity) > LONGEST:
+        faults.append(f"--identity has {len(flags.identity)} letters, it may have {LONGEST}; give a hash of it")
     if flags.nnodes > 1 and not flags.master_addr:
         faults.append("MASTER_ADDR is not set; set it to the host name or address of node 0, the same on all machines")
     return faults
@@ -132,18 +135,23 @@ def _meet(flags: Flags, speech: Speech, began: float) -> str:
         bound = _bound(flags, addresses, own, began)
         address = bound.getsockname()[0]
         speech.note(f"port {flags.master_port} free")
-        hold(bound, own, deadline, speech.say, speech.note)
-    else:
+        nodes = hold(bound, own, deadline, speech.say, speech.note)
+        speech.note(f"{own.nodes} of {own.nodes} nodes: {', '.join(map(str, nodes))}")
+        return address
+    ways = {}
+    for address in addresses:
         try:
-            address = own_address(addresses[0])
+            ways[address] = own_address(address)
         except OSError as error:
-            raise UserError(
-                f"MASTER_ADDR {_with(flags.master_addr, addresses)} cannot be reached from here: {error.strerror}; "
-                f"see this machine's network, which has {_own_addresses()}"
-            ) from None
-        speech.note(f"own address {address}, interface {interface_of(address)}")
-        call_in(addresses, flags.master_port, own, deadline, speech.say, speech.note)
-    speech.note(f"all {flags.nnodes} nodes are there")
+            hindrance = error.strerror
+    if not ways:
+        raise UserError(
+            f"MASTER_ADDR {_with(flags.master_addr, addresses)} cannot be reached from here: {hindrance}; "
+            f"see this machine's network, which has {_own_addresses()}"
+        )
+    address = ways[call_in(list(ways), flags.master_port, own, deadline, speech.say, speech.note)]
+    speech.note(f"own address {address}, interface {interface_of(address)}")
+    speech.note(f"{own.nodes} of {own.nodes} nodes")
     return address
 
 
