@@ -239,6 +239,16 @@ def test_the_second_signal_ends_at_once_and_leaves_nothing(stubborn, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_reader_of_the_output_who_left_changes_no_exit_code(tmp_path):
+    job = start(*long_run(tmp_path / "run"))  # as with ./launch.sh train 2>&1 | tee log, where Ctrl+C ends the tee too
+    under_way(job, tmp_path / "run")
+    job.stdout.close()
+    job.send_signal(signal.SIGINT)
+    assert job.wait(timeout=40) == 143
+    finish(tmp_path / "run")
+
+
+@pytest.mark.slow
 def test_one_signal_ends_all_within_30_seconds_whatever_workers_do(stubborn):
     job, workers = stubborn
     job.send_signal(signal.SIGTERM)

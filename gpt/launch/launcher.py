@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 from argparse import REMAINDER, ArgumentParser, Namespace
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -52,12 +53,19 @@ def main(asked: Namespace) -> int:
             status = run(job)
         except Interrupted:
             status = ending.STOPPED
-        if status == ending.STOPPED and not any(note.cause for note in read_notes(folder).values()):
-            print("stopped by a signal, before there was anything to save", file=sys.stderr)
-            return status
-        return ending.main(folder, status)
+        with suppress(OSError):  # of a terminal that closed, or a `tee` that the same Ctrl+C ended
+            return last_word(folder, status)
+        return status
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def last_word(folder: Path, status: int) -> int:
+    """Say how it ended. Returns the exit code."""
+    if status == ending.STOPPED and not any(note.cause for note in read_notes(folder).values()):
+        print("stopped by a signal, before there was anything to save", file=sys.stderr)
+        return status
+    return ending.main(folder, status)
 
 
 def prepare(asked: Namespace, folder: Path) -> Job:
