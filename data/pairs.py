@@ -23,7 +23,7 @@ import numpy as np
 from data.reading import BLOCK, stream_rows
 from gpt.command import UserError
 from gpt.files import whole
-from gpt.untrusted import shown
+from gpt.untrusted import printing, shown
 
 TEMPLATE = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request."
@@ -32,7 +32,7 @@ TEMPLATE = (
 
 TEXTS = ("prompt", "instruction", "input", "output", "chosen", "rejected", "family", "group")
 FIELDS = (*TEXTS, "margin")
-SHOWN = 20  # of the fields of a row, in a message
+SHOWN = 10  # of the fields of a row, in a message
 
 
 class Pair(NamedTuple):
@@ -185,7 +185,7 @@ def _margin(row: dict, where: str) -> float | None:
 
 def _names(row: dict) -> str:
     """The names of a row's fields; what does not print, such as a line break, is written as an escape."""
-    names = [name if name.isprintable() and len(name) < 100 else shown(name) for name in islice(row, SHOWN)]
+    names = [printing(name) for name in islice(row, SHOWN)]
     return ", ".join([*names, f"and {len(row) - SHOWN:,} more"] if len(row) > SHOWN else names) or "nothing"
 
 

@@ -166,7 +166,7 @@ class _Window:
                 if self.is_whole or end + 3 <= len(self.text):  # a number may go on: 1, 1.5, 1e+5
                     self.skip(end)
                     return value
-            if len(self.text) - self.at > ROW:
+            if len(self.text) - self.at > ROW + 2:  # that many may follow a row that is whole
                 raise _too_long(self.path, number)
             self.grow()
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from gpt.command import UserError
 from gpt.model import GPTConfig
-from gpt.untrusted import read_json, shown
+from gpt.untrusted import printing, read_json, shown
 from gpt.vocabulary import END_OF_TEXT
 
 # Other names by which `transformers` knows a setting.
@@ -52,7 +52,7 @@ def read_config(file: Path, dropout: float = 0.0) -> GPTConfig:
     try:
         return GPTConfig(**settings, dropout=dropout)
     except ValueError as error:
-        raise UserError(f"{file}: {str(error)[:300]}") from None
+        raise UserError(f"{file}: {printing(str(error), 300)}") from None
 
 
 def _wanted(name: str, value) -> str | None:

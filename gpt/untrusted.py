@@ -1,7 +1,7 @@
 """Files that somebody else may have written: how much of them is read, and what an error repeats of them.
 
     read_json(file, 2**20)        {"n_layer": 12, ...}, or one line: too large, no UTF-8, no JSON, nested too deep
-    shown("a\\nb" * 1000)          'a\\nba\\nba\\nb...
+    shown("a\\nb")                 'a\\nb', of long ones the beginning; printing("a\\nb") does without the quotes
 
 A model from the Hub is a few JSON files beside its weights. A gigabyte of them would fill the memory, 100,000 brackets end
 in a traceback, and a name with an escape sequence in it writes where it likes on a terminal.
@@ -45,21 +45,25 @@ def read_json(file: Path, most: int) -> Any:
     except ValueError as error:  # also a number of more digits than Python converts
         raise UserError(f"{file} is no JSON: {str(error).partition(';')[0]}") from None
     level, depth = [found], 0
-    while level := [inner for value in level for inner in _inside(value)]:
+    while level := [value for value in level if isinstance(value, (dict, list))]:
         depth += 1
         if depth > DEPTH:
             raise UserError(f"{file} is no JSON that can be read: nested too deep (more than {DEPTH} levels)")
+        level = [inner for value in level for inner in (value.values() if isinstance(value, dict) else value)]
     return found
-
-
-def _inside(value: Any) -> list:
-    return list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
 
 
 def shown(value: Any) -> str:
     """A value as an error message repeats it: as Python writes it, and no longer than LETTERS."""
-    if isinstance(value, (str, list, dict)) and len(value) > LETTERS:  # without writing out all of it first
-        value = value[:LETTERS] if not isinstance(value, dict) else dict(list(value.items())[:LETTERS])
-        return repr(value)[:LETTERS] + "..."
+    if isinstance(value, (str, list)):
+        value, is_cut = value[:LETTERS], len(value) > LETTERS  # before all of it is written out
+    else:
+        is_cut = False
     text = repr(value)
-    return text if len(text) <= LETTERS else text[:LETTERS] + "..."
+    return text[:LETTERS] + "..." if is_cut or len(text) > LETTERS else text
+
+
+def printing(text: str, most: int = LETTERS) -> str:
+    """A name or a sentence as an error message repeats it: what does not print as an escape, and no longer than `most`."""
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: most + 1])
+    return text if len(text) <= most else text[:most] + "..."

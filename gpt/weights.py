@@ -27,7 +27,7 @@ from gpt.files import whole_folder
 from gpt.hub import fetch, is_hub_name
 from gpt.model import GPT, SIZES, GPTConfig
 from gpt.tokenizer import Tokenizer
-from gpt.untrusted import read_json, shown
+from gpt.untrusted import printing, read_json, shown
 
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 BUFFERS = (".attn.bias", ".attn.masked_bias")  # causal masks that old files carry; no weights
@@ -79,7 +79,9 @@ def load_gpt(folder: str | Path, dropout: float = 0.0) -> GPT:
         ("is no part of this GPT-2", state.keys() - expected.keys()),
     ):
         if names:
-            raise UserError(f"{file}: {_name(min(names))} {what} ({len(names)} such; config.json describes the model)")
+            raise UserError(
+                f"{file}: {printing(min(names))} {what} ({len(names)} such; config.json describes the model)"
+            )
     for name, value in state.items():
         asked = expected[name].shape[::-1] if name.endswith(TRANSPOSED) else expected[name].shape
         if value.shape != asked:
@@ -133,7 +135,7 @@ def _read_tensors(folder: Path) -> tuple[Path, dict[str, Tensor]]:
             raise UserError(f"{index}: {shown(name)} is not the name of a safetensors file beside it")
         more = _read_file(folder / name)
         if twice := found.keys() & more:
-            raise UserError(f"{folder / name}: {_name(min(twice))} stands in another file of the index too")
+            raise UserError(f"{folder / name}: {printing(min(twice))} stands in another file of the index too")
         found |= more
     return index, _named(index, found)
 
@@ -153,7 +155,7 @@ def _read_file(file: Path) -> dict[str, Tensor]:
             raise UserError(f"{file} is no whole safetensors file of a GPT-2: a header of {claimed:,} bytes")
         return load_file(file)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{file} is no whole safetensors file: {' '.join(str(error).split())[:300]}") from None
+        raise UserError(f"{file} is no whole safetensors file: {printing(str(error), 300)}") from None
 
 
 def _named(file: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -162,15 +164,10 @@ def _named(file: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     for name, value in tensors.items():
         full = name if name.startswith(("transformer.", "lm_head.")) else "transformer." + name
         if full in found:
-            raise UserError(f"{file}: there is both {_name(name)} and another tensor for {_name(full)}")
+            raise UserError(f"{file}: there is both {printing(name)} and another tensor for {printing(full)}")
         if not name.endswith(BUFFERS):
             found[full] = value
     return found
-
-
-def _name(tensor: str) -> str:
-    """The name of a tensor, which may be of the file alone, as a message has it."""
-    return tensor if tensor.isprintable() and len(tensor) < 100 else shown(tensor)
 
 
 def save_gpt(folder: str | Path, model: GPT, tokenizer: Tokenizer, card: str = "") -> None:
