@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # The one door: set up, demo, scratch, train, check, compare, test, torture, bench. bash 3.2 will do.
-# gpt/launcher.py, behind it, is the only place that knows how to call torchrun.
+# gpt/launch/launcher.py, behind it, is the only place that knows how to call torchrun.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-if [ ! -f "$root/gpt/launcher.py" ]; then # sbatch runs a copy of this script, in a folder of Slurm's
+if [ ! -f "$root/gpt/launch/launcher.py" ]; then # sbatch runs a copy of this script, in a folder of Slurm's
     root=${SLURM_SUBMIT_DIR:-$root}
-    if [ ! -f "$root/gpt/launcher.py" ]; then
-        echo "error: launch.sh finds no gpt/launcher.py in $root; call sbatch in the folder where launch.sh is" >&2
+    if [ ! -f "$root/gpt/launch/launcher.py" ]; then
+        echo "error: launch.sh finds no gpt/launch/launcher.py in $root; call sbatch in the folder where launch.sh is" >&2
         exit 2
     fi
 fi
@@ -109,7 +109,7 @@ on_every_machine() {
 # start FLAGS SCRIPT FLAGS: a script in many processes. The launcher takes this script's place, so that there is one process
 # to signal and to kill.
 start() {
-    exec "$python" "$root/gpt/launcher.py" "$@"
+    exec "$python" "$root/gpt/launch/launcher.py" "$@"
 }
 
 # show_and_train OUT FLAGS: as a part of this script. It stops when this script is gone.
@@ -184,7 +184,7 @@ case ${1:-} in
         setup report,hub
         on_every_machine "$@"
         export RESTARTS=0
-        shift && start --verbose ${1+--first "$root/dpo/train.py"} "$root/gpt/check.py" "$@"
+        shift && start --verbose ${1+--first "$root/dpo/train.py"} "$root/gpt/launch/check.py" "$@"
         ;;
     compare) shift && compare "$@" ;;
     test) shift && run_tests "$@" ;;

@@ -14,6 +14,7 @@ from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ import numpy as np
 from data.reading import BLOCK, stream_rows
 from gpt.command import UserError
 from gpt.files import whole
+from gpt.untrusted import printing, shown
 
 TEMPLATE = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request."
@@ -30,6 +32,7 @@ TEMPLATE = (
 
 TEXTS = ("prompt", "instruction", "input", "output", "chosen", "rejected", "family", "group")
 FIELDS = (*TEXTS, "margin")
+SHOWN = 10  # of the fields of a row, in a message
 
 
 class Pair(NamedTuple):
@@ -176,17 +179,18 @@ def _margin(row: dict, where: str) -> float | None:
     if type(value) not in (int, float):
         raise UserError(f"{where}: field 'margin' must be a number, found {_kind(value)}")
     if not abs(value) < 1e6:  # infinity and NaN, which Python's JSON lets through, and what float32 would round
-        raise UserError(f"{where}: field 'margin' is {value}; it is in units of rewards, a few at most")
+        raise UserError(f"{where}: field 'margin' is {shown(value)}; it is in units of rewards, a few at most")
     return float(value)
 
 
 def _names(row: dict) -> str:
     """The names of a row's fields; what does not print, such as a line break, is written as an escape."""
-    return ", ".join(name if name.isprintable() else repr(name) for name in row) or "nothing"
+    names = [printing(name) for name in islice(row, SHOWN)]
+    return ", ".join([*names, f"and {len(row) - SHOWN:,} more"] if len(row) > SHOWN else names) or "nothing"
 
 
 def _meant(name: str, row: dict) -> str:
-    close = get_close_matches(name, [key for key in row if key not in FIELDS], n=1, cutoff=0.75)
+    close = get_close_matches(name, [key for key in islice(row, SHOWN) if key not in FIELDS], n=1, cutoff=0.75)
     return f" (is {close[0]!r} meant?)" if close else ""
 
 
@@ -251,4 +255,6 @@ class Groups:
 
 def two_groups(one: Pair, other: Pair) -> UserError:
     """That two pairs of one prompt have two groups."""
-    return UserError(f"rows {one.row} and {other.row} have one prompt and two groups ({one.group!r}, {other.group!r})")
+    return UserError(
+        f"rows {one.row} and {other.row} have one prompt and two groups ({shown(one.group)}, {shown(other.group)})"
+    )

@@ -4,21 +4,24 @@
     {"prompt": ...}                         JSONL: line by line
     {"prompt": ...}
 
-A block of the file and the row that is being read are all that is in memory, however long the file is.
+A block of the file and the row that is being read, which may have ROW bytes, are all that is in memory, however long the
+file is.
 """
 
 import codecs
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from gpt.command import UserError
 
 BLOCK = 2**20  # bytes read at once
+ROW = (
+    2**24
+)  # the most bytes of a row; a prompt of a million words has fewer. Made of empty objects it fills 50 times that
 SPACE = re.compile(r"[ \t\n\r]*")  # what JSON takes for white space
 NEAR = 16  # no error that a cut makes in valid JSON stands further from the cut: at most "\uD83D\uDE00 or -Infinity
 
@@ -38,11 +41,11 @@ def stream_rows(path: Path, block: int = BLOCK) -> Iterator[Row]:
     UTF-8, with a byte order mark or without. Raises UserError, naming file, line and column, for what cannot be read.
     """
     with opened(path) as file:
-        head, start, is_list = _head(file, block)
+        head, start, is_list = _head(path, file, block)
         if is_list:
             yield from _elements(_Window(path, file, head, start, block))
         else:
-            yield from _lines(path, chain([head + file.readline()], file), start)
+            yield from _lines(path, file, head, start, block)
 
 
 @contextmanager
@@ -58,30 +61,45 @@ def opened(path: Path) -> Iterator[BinaryIO]:
         raise UserError(f"{path} cannot be read: {why}") from None
 
 
-def _head(file: BinaryIO, block: int) -> tuple[bytes, int, bool]:
+def _head(path: Path, file: BinaryIO, block: int) -> tuple[bytes, int, bool]:
     """(the bytes up to the first character that is no white space, and maybe more; where they begin; is that a "[")."""
     head, text, decoder = b"", "", codecs.getincrementaldecoder("utf-8-sig")("replace")
     while not text and (new := file.read(block)):
         head += new
         text = decoder.decode(new).lstrip()
+        if not text and len(head) > ROW:
+            raise UserError(f"{path} begins with {ROW >> 20} MiB of white space; is it a file of pairs?")
     start = len(codecs.BOM_UTF8) if head.startswith(codecs.BOM_UTF8) else 0
     return head[start:], start, text.startswith("[")
 
 
-def _lines(path: Path, pieces: Iterable[bytes], start: int) -> Iterator[Row]:
-    """The rows of `pieces`, each one line or several whole ones, from byte `start` of the file on."""
-    number = 0
-    for piece in pieces:
-        for line in piece.splitlines(keepends=True):  # of bytes: at \n, \r\n and \r alone
-            number += 1
-            bare = line.rstrip(b"\r\n")
-            try:
-                text = bare.decode()
-            except UnicodeDecodeError as error:
-                raise _no_utf8(path, start + error.start) from None
-            if text.strip():
-                yield Row(number, _parsed(text, path, number), start, len(bare))
-            start += len(line)
+def _lines(path: Path, file: BinaryIO, head: bytes, start: int, block: int) -> Iterator[Row]:
+    """The rows of `head` and the rest of the file, one a line, from byte `start` of the file on."""
+    for number, line in enumerate(_cut(file, head, block), 1):
+        bare = line.rstrip(b"\r\n")
+        if len(bare) > ROW:
+            raise _too_long(path, number)
+        try:
+            text = bare.decode()
+        except UnicodeDecodeError as error:
+            raise _no_utf8(path, start + error.start) from None
+        if text.strip():
+            yield Row(number, _parsed(text, path, number), start, len(bare))
+        start += len(line)
+
+
+def _cut(file: BinaryIO, head: bytes, block: int) -> Iterator[bytes]:
+    """The lines of `head` and the rest of the file with their ends, which are \\n, \\r\\n or \\r; of one that is longer than
+    ROW the beginning, as the last of them."""
+    rest, new = b"", head
+    while new:
+        *lines, rest = (rest + new).splitlines(keepends=True)
+        yield from lines
+        if len(rest) > ROW + 2:
+            break
+        new = file.read(min(max(block, len(rest)), ROW + 3))  # as much again: a long line is looked at a few times only
+    if rest:
+        yield rest
 
 
 def _parsed(text: str, path: Path, line: int) -> Any:
@@ -132,8 +150,8 @@ class _Window:
         self.skip(end)
         return self.text[end : end + 1]
 
-    def value(self) -> Any:
-        """The JSON value that begins here, which is skipped."""
+    def value(self, number: int) -> Any:
+        """The JSON value that begins here, row `number`, which is skipped."""
         while True:
             try:
                 value, end = json.JSONDecoder().raw_decode(self.text, self.at)
@@ -148,6 +166,8 @@ class _Window:
                 if self.is_whole or end + 3 <= len(self.text):  # a number may go on: 1, 1.5, 1e+5
                     self.skip(end)
                     return value
+            if len(self.text) - self.at > ROW + 2:  # that many may follow a row that is whole
+                raise _too_long(self.path, number)
             self.grow()
 
     def error(self, message: str) -> UserError:
@@ -163,7 +183,9 @@ def _elements(window: _Window) -> Iterator[Row]:
     number, mark = 0, window.next()
     while mark != "]":
         number, start = number + 1, window.byte
-        value = window.value()
+        value = window.value(number)
+        if window.byte - start > ROW:
+            raise _too_long(window.path, number)
         yield Row(number, value, start, window.byte - start)
         mark = window.next()
         if mark not in ("]", ","):
@@ -184,6 +206,10 @@ def _bad_json(path: Path, line: int, column: int, message: str) -> UserError:
     return UserError(
         f"{path}, line {line}, column {column}: bad JSON: {message}; a file is one JSON list, or one JSON object a line"
     )
+
+
+def _too_long(path: Path, number: int) -> UserError:
+    return UserError(f"{path}, row {number}: longer than {ROW >> 20} MiB, the most that a row may have")
 
 
 def _beyond(path: Path, line: int, error: Exception) -> UserError:

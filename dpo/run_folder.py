@@ -14,11 +14,12 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gpt.command import UserError
 from gpt.files import Unwritable, held, make_folder, whole
+from gpt.untrusted import read_json, shown
 
 # Seconds to wait for a run that is no more to let go of its folder: what a killed torchrun leaves ends after one
 WAIT = 5.0
@@ -53,6 +54,9 @@ class RunFolder:
             raise UserError(f"--out {self.path} {what} name a new folder")
         if resume and taken and not (self.path / "run.json").exists():
             raise UserError(f"--out {self.path} holds no run to resume (no run.json)")
+        for path in (self.checkpoints, self.model, self.adapter, self.metrics):
+            if path.is_symlink():
+                raise UserError(f"--out {self.path}: {path} is a link; a run writes into its own folder alone")
         existing = self._existing()
         if not existing.is_dir():
             raise UserError(f"--out {self.path}: {existing} is a file, not a folder")
@@ -88,10 +92,11 @@ class RunFolder:
             file.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
     def read_json(self, name: str) -> dict:
-        try:
-            return json.loads((self.path / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{self.path / name} cannot be read: {error}") from None
+        """A JSON file of the folder. Raises UserError where it cannot be read, or holds no object."""
+        found = read_json(self.path / name, 2**24)
+        if not isinstance(found, dict):
+            raise UserError(f"{self.path / name} holds no JSON object")
+        return found
 
     def log(self, line: dict) -> None:
         """Append a line to metrics.jsonl. Raises Unwritable where the system refuses."""
@@ -105,13 +110,21 @@ class RunFolder:
 
     def last_split(self) -> str:
         """The split of the last line of metrics.jsonl, "" where there is none."""
-        lines = self.metrics.read_text().splitlines() if self.metrics.exists() else []
-        return json.loads(lines[-1])["split"] if lines else ""
+        lines = self._lines()
+        return self._read(lines[-1])["split"] if lines else ""
 
     def held_out_metrics(self) -> list[dict]:
         """The lines of metrics.jsonl that are about held-out pairs."""
-        lines = self.metrics.read_text().splitlines() if self.metrics.exists() else []
-        return [line for line in map(json.loads, lines) if line["split"] == "held-out"]
+        return [line for line in map(self._read, self._lines()) if line["split"] == "held-out"]
+
+    def _lines(self) -> list[str]:
+        return self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.exists() else []
+
+    def _read(self, line: str) -> dict:
+        found = _metrics(line)
+        if found is None:
+            raise UserError(f"{self.metrics} holds a line that is none of metrics: {shown(line)}")
+        return found
 
     def held_out_change(self) -> str:
         """'loss 1.025 to 0.373, accuracy ...' from the first evaluation to the last; "" where there was none."""
@@ -119,24 +132,25 @@ class RunFolder:
         names = [name for name in SHOWN.values() if lines and name in lines[-1]]
         short = {long: short for short, long in SHOWN.items()}
 
-        def shown(line: dict, name: str) -> str:
+        def figure(line: dict, name: str) -> str:
             return f"{round(line[name], 6):.4g}"  # a margin of 1e-9 is rounding
 
-        return ", ".join(f"{short[name]} {shown(lines[0], name)} to {shown(lines[-1], name)}" for name in names)
+        return ", ".join(f"{short[name]} {figure(lines[0], name)} to {figure(lines[-1], name)}" for name in names)
 
     def cut_metrics(self, step: int) -> None:
         """Forget what was logged after `step`, so that a resumed run has every step once."""
-        lines = (
-            [line for line in self.metrics.read_text().splitlines() if _step(line) <= step]
-            if self.metrics.exists()
-            else []
-        )
+        found = [
+            (line, _metrics(line)) for line in self._lines()
+        ]  # the last of a run that was killed may be half of one
+        lines = [line for line, metrics in found if metrics and metrics["step"] <= step]
         with whole(self.metrics) as file:
             file.writelines(line + "\n" for line in lines)
 
 
-def _step(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError):  # the last line of a run that was killed while writing
-        return float("inf")
+def _metrics(line: str) -> dict | None:
+    """A line of metrics.jsonl; None for anything else."""
+    with suppress(ValueError, RecursionError):
+        found = json.loads(line)
+        if isinstance(found, dict) and isinstance(found.get("step"), int) and isinstance(found.get("split"), str):
+            return found
+    return None

@@ -202,7 +202,7 @@ def train(job: Job, folder: RunFolder, world: World) -> int:
                 folder.log(line)
                 bar.set_postfix({short: f"{line[name]:.3g}" for short, name in BAR.items() if name in line})
 
-    watch = Watch(loss, job.train)
+    watch = Watch(policy, job.train, train_reference, plan, flags.pairs)
     log_every = flags.log_every or (1 if world.device.type == "cpu" else 10)
     try:
         if (not done or due(done, flags.eval_every)) and agree(folder.last_split(), world) != "held-out":

@@ -1,7 +1,7 @@
 """What the last steps gave, kept on the device until somebody looks.
 
 A GPU computes while the processor prepares its next step. To read a number makes the two wait for each other, so the
-numbers of several steps are read together.
+numbers of several steps are read together. Where one is not finite, the run ends with the names of the pairs it is of.
 """
 
 import math
@@ -9,12 +9,16 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from dpo.examples import Examples
-from dpo.losses import Loss
+from dpo.examples import EMBEDDED, Examples
 from dpo.metrics import Totals
+from dpo.reference import Reference
+from dpo.step import Plan
+from dpo.suspects import not_finite
 from gpt.command import UserError
+
+LISTED = 10  # rows in a message
 
 
 class Done(NamedTuple):
@@ -30,8 +34,9 @@ class Done(NamedTuple):
 class Watch:
     """Collects steps; `lines` reads them."""
 
-    def __init__(self, loss: Loss, examples: Examples):
-        self.loss, self.examples = loss, examples
+    def __init__(self, policy: nn.Module, examples: Examples, reference: Reference, plan: Plan, path: str = ""):
+        self.policy, self.examples, self.reference, self.plan = policy, examples, reference, plan
+        self.path = path or EMBEDDED  # where the rows of `examples` stand
         self.waiting: list[Done] = []
         self.restart()
 
@@ -40,20 +45,34 @@ class Watch:
         self.began = time.perf_counter()
 
     def lines(self) -> Iterator[dict]:
-        """The metrics of each waiting step.
+        """The metrics of each waiting step. All processes read them together.
 
-        Raises UserError at a step whose loss or gradient is not finite, naming its rows. From that step on nothing was
-        updated (gpt/optim.py).
+        Raises UserError at a step whose loss or gradient is not finite, the same on every process, naming the pairs by
+        their rows. From that step on nothing was updated (gpt/optim.py).
         """
-        read = [(done, done.totals.averages(self.loss), float(done.norm)) for done in self.waiting]
+        read = [(done, done.totals.averages(self.plan.loss), float(done.norm)) for done in self.waiting]
         speed = sum(len(done.indices) for done in self.waiting) / (time.perf_counter() - self.began)
         self.waiting = []
         for done, line, norm in read:
             if not math.isfinite(line["loss"] + norm):
-                rows = ", ".join(map(str, self.examples.rows[done.indices]))
                 raise UserError(
-                    f"step {done.step}: the loss is {line['loss']}, the gradient's norm {norm}; nothing was updated. Try a lower "
-                    f"--lr or --precision fp32. The step's pairs are rows {rows}"
+                    f"step {done.step}: the loss is {line['loss']}, the gradient's norm {norm}; nothing was updated. "
+                    + self._where(done.indices)
                 )
             line |= {"grad_norm": norm, "learning_rate": done.rate, "pairs_per_second": speed}
             yield {"step": done.step, "split": "train", **line}
+
+    def _where(self, indices: list[int]) -> str:
+        """Which pairs of a step are not finite, and what to do."""
+        found = not_finite(self.policy, self.examples, self.reference, indices, self.plan)
+        rows = f"{self.path}, {rows_listed(self.examples.rows[found or indices].tolist())}"
+        if found and len(found) < len(indices):
+            return f"It comes from {len(found)} of the step's {len(indices)} pairs: {rows}; look there"
+        what = "is not finite" if found else "alone is finite"
+        return f"Try a lower --lr or --precision fp32. The loss of each of its pairs {what}: {rows}"
+
+
+def rows_listed(rows: list[int]) -> str:
+    """[3] -> 'row 3', [3, 5] -> 'rows 3, 5'; of more than LISTED the first ones, and how many more."""
+    more = f" and {len(rows) - LISTED} more" if len(rows) > LISTED else ""
+    return f"row{'s' * (len(rows) > 1)} {', '.join(map(str, rows[:LISTED]))}{more}"

@@ -18,6 +18,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 from gpt.command import UserError
 from gpt.files import is_sealed, seal, whole_folder
 from gpt.parallel import World, fill, gathered, on_main, parameters_at_rest, spread
+from gpt.untrusted import read_json
 
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
 REFERENCE = "reference.safetensors"
@@ -72,8 +74,9 @@ def save_checkpoint(
 def latest_checkpoint(folder: Path, tell: Callable[[str], None] = print) -> tuple[Path, dict] | None:
     """The newest whole checkpoint and its state, or None. A damaged one is passed over, and `tell` is told of it."""
     for path in reversed(_checkpoints(folder)):
-        if is_sealed(path, _files(path)):
-            return path, json.loads((path / FILES[2]).read_text())
+        with suppress(UserError):
+            if is_sealed(path, _files(path)) and isinstance(state := read_json(path / FILES[2], 2**24), dict):
+                return path, state
         tell(f"{path} is damaged or unfinished, the one before is used")
     return None
 
@@ -90,7 +93,11 @@ def _files(path: Path) -> tuple[str, ...]:
 
 def _checkpoints(folder: Path) -> list[Path]:
     """By step, as numbers: step-1000000 is newer than step-999999. Other names, such as a user's copy, are left alone."""
-    return sorted((path for path in folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name)), key=_step)
+    return sorted(filter(_is_checkpoint, folder.glob("step-*")), key=_step)
+
+
+def _is_checkpoint(path: Path) -> bool:
+    return bool(re.fullmatch(r"step-\d+", path.name)) and not path.is_symlink()
 
 
 def _step(path: Path) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from gpt.command import UserError
 from gpt.model import GPTConfig
+from gpt.untrusted import printing, read_json, shown
 from gpt.vocabulary import END_OF_TEXT
 
 # Other names by which `transformers` knows a setting.
@@ -22,6 +23,9 @@ ALIASES = {
     "num_hidden_layers": "n_layer",
 }
 SETTINGS = {field.name: field.type for field in fields(GPTConfig) if field.name != "dropout"}
+# What is refused before a model of that shape is made, though no file of weights could fill it.
+LAYERS, SIZE = 1000, 2**24  # the most layers; the most of everything else that is counted
+BYTES = 2**20  # of config.json: it has about 1,000
 REFUSED = ("add_cross_attention", "quantization_config", "pruned_heads")  # of what they ask, GPT computes nothing
 
 
@@ -30,14 +34,11 @@ def read_config(file: Path, dropout: float = 0.0) -> GPTConfig:
 
     Raises UserError, naming the setting, for what GPT does not compute.
     """
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} is no JSON that can be read: {error}") from None
+    found = read_json(file, BYTES)
     if not isinstance(found, dict) or "model_type" not in found:
         raise UserError(f"{file} does not say which model it is: it must be a JSON object with model_type 'gpt2'")
     if found["model_type"] != "gpt2":
-        raise UserError(f"{file}: the model is a {found['model_type']!r}; only model_type 'gpt2' can be read")
+        raise UserError(f"{file}: the model is a {shown(found['model_type'])}; only model_type 'gpt2' can be read")
     for name in REFUSED:
         if found.get(name):
             raise UserError(
@@ -46,16 +47,17 @@ def read_config(file: Path, dropout: float = 0.0) -> GPTConfig:
     found = {ALIASES[name]: value for name, value in found.items() if name in ALIASES} | found
     settings = {name: found[name] for name in SETTINGS if name in found}
     for name, value in settings.items():
-        if (wanted := _wanted(SETTINGS[name], value)) is not None:
-            raise UserError(f"{file}: {name} is {value!r}, it must be {wanted}")
+        if (wanted := _wanted(name, value)) is not None:
+            raise UserError(f"{file}: {name} is {shown(value)}, it must be {wanted}")
     try:
         return GPTConfig(**settings, dropout=dropout)
     except ValueError as error:
-        raise UserError(f"{file}: {error}") from None
+        raise UserError(f"{file}: {printing(str(error), 300)}") from None
 
 
-def _wanted(kind: type, value) -> str | None:
-    """What a setting of this type must be, or None where `value` is it."""
+def _wanted(name: str, value) -> str | None:
+    """What a setting must be, or None where `value` is it."""
+    kind, most = SETTINGS[name], LAYERS if name == "n_layer" else SIZE
     if kind is bool:
         return None if type(value) is bool else "true or false"
     if kind is float:
@@ -64,7 +66,7 @@ def _wanted(kind: type, value) -> str | None:
         return None if type(value) is str else "text"
     if value is None and kind == int | None:
         return None
-    return None if type(value) is int and value > 0 else "a whole number above 0"
+    return None if type(value) is int and 0 < value <= most else f"a whole number above 0 and at most {most:,}"
 
 
 def write_configs(folder: Path, config: GPTConfig, end_of_text: int) -> None:

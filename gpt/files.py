@@ -26,6 +26,7 @@ from typing import IO, BinaryIO
 from safetensors import SafetensorError
 
 from gpt.command import Notice, UserError
+from gpt.untrusted import read_json
 
 MANIFEST = "manifest.json"
 # What network file systems say where they cannot, and the system of folders that may be written but not read
@@ -57,6 +58,8 @@ def whole(path: str | Path, binary: bool = False) -> Iterator[IO]:
     part = path.with_name(path.name + ".part")
     with _named(path, part):
         make_folder(path.parent)
+        if part.is_symlink():  # what it names is not ours to write
+            part.unlink()
         with open(part, "wb") if binary else open(part, "w", encoding="utf-8", newline="\n") as file:
             yield file
             file.flush()
@@ -72,16 +75,16 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
     What stood at `path` lies beside it as `.old` for the moment between two renames, and then is gone.
     Raises Unwritable, naming the path, where the system refuses.
     """
-    path = Path(path).resolve()
+    path = Path(os.path.abspath(path))  # a link is replaced, not what it names
     part, old = path.with_name(path.name + ".part"), path.with_name(path.name + ".old")
-    shutil.rmtree(part, ignore_errors=True)
+    _remove(part)
     with _named(path, part):
         make_folder(part)
         yield part
         for file in (*part.rglob("*"), part):
             _sync(file)
-        if path.exists():
-            shutil.rmtree(old, ignore_errors=True)
+        if os.path.lexists(path):
+            _remove(old)
             os.replace(path, old)
         try:
             os.replace(part, path)
@@ -90,7 +93,15 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
                 os.replace(old, path)
             raise
         _sync(path.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    _remove(old)
+
+
+def _remove(folder: Path) -> None:
+    """The folder with all that is in it; of a link the link alone."""
+    if folder.is_symlink():
+        folder.unlink()
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def make_folder(folder: Path) -> None:
@@ -112,8 +123,8 @@ def seal(folder: Path, names: Iterable[str], **about: str) -> None:
 
 def is_sealed(folder: Path, names: Iterable[str], **about: str) -> bool:
     """Whether these files are byte for byte what `seal` saw, and about the same."""
-    with suppress(OSError, ValueError):
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    with suppress(OSError, UserError):
+        manifest = read_json(folder / MANIFEST, 2**20)
         return manifest == about | {name: _sha256(folder / name) for name in names}
     return False
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from gpt.command import UserError
+from gpt.untrusted import read_text
 
 FILES = (
     "config.json",
@@ -31,7 +32,8 @@ OTHER_NAME = _FULL | {full: name for name, full in _FULL.items()}
 
 def is_hub_name(name: str) -> bool:
     """Whether `name` has the form NAME or OWNER/NAME, with or without @REVISION."""
-    return re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?(@\w[\w./-]*)?", name, re.ASCII) is not None
+    form = r"\w[\w.-]*(/\w[\w.-]*)?(@\w[\w./-]*)?"
+    return re.fullmatch(form, name, re.ASCII) is not None and ".." not in name  # which would lead out of the cache
 
 
 def fetch(name: str) -> Path:
@@ -76,7 +78,7 @@ def _missing(folder: Path) -> str:
     index = folder / "model.safetensors.index.json"
     weights = ["model.safetensors"]
     if not (folder / weights[0]).exists() and index.exists():
-        weights = sorted(set(re.findall(r"model-\d{5}-of-\d{5}\.safetensors", index.read_text(encoding="utf-8"))))
+        weights = sorted(set(re.findall(r"model-\d{5}-of-\d{5}\.safetensors", read_text(index, 2**24))))
     vocabulary = [] if (folder / "tokenizer.json").exists() else ["vocab.json", "merges.txt"]
     return ", ".join(name for name in ["config.json", *weights, *vocabulary] if not (folder / name).exists())
 

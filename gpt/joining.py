@@ -26,7 +26,7 @@ import torch.distributed as dist
 from gpt.command import UserError
 from gpt.device import check_device
 from gpt.ending import EndedBefore, LostContact, end_with_launcher, ended_before, lost_contact
-from gpt.launched import processes_here, restarts, under_torchrun
+from gpt.launched import attempt_folder, process_count, process_rank, processes_here, under_torchrun
 from gpt.parallel import World, add_up, agree
 
 LAST_WORDS = 3.0  # seconds in which the others may say that they end too
@@ -80,16 +80,20 @@ def join(device: str, timeout: float = 600) -> Iterator[World]:
 
 def _meet(device: torch.device, timeout: float) -> tuple[dist.Store, World]:
     """The store, when all have come to it. Raises UserError that names those who have not."""
-    where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-    wait = timedelta(seconds=timeout)
-    try:
-        store, rank, size = next(dist.rendezvous("env://", timeout=wait))
-    except (dist.DistError, RuntimeError, OSError) as error:
-        raise UserError(f"no process answers at {where}, where torchrun wants all to meet: {_short(error)}") from None
-    if processes_here() == size:
-        # torchrun's own store outlives a restart, and would give the addresses of the dead ones (it counts restarts
-        # differently on different machines: there ./launch.sh makes torchrun take a new store each time)
-        store = dist.PrefixStore(f"attempt {restarts()}", store)
+    where, wait = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}", timedelta(seconds=timeout)
+    rank, size = process_rank(), process_count()
+    if processes_here() == size and (folder := attempt_folder()):
+        # A file does on one machine, and opens no port to the network. Nor does it outlive a restart, as torchrun's own
+        # store does, which then gives the addresses of the dead. (On several machines ./launch.sh has torchrun take a
+        # new one each time.)
+        where, store = str(folder), dist.FileStore(str(folder / "store"), size)
+    else:
+        try:
+            store, _, _ = next(dist.rendezvous("env://", timeout=wait))
+        except (dist.DistError, RuntimeError, OSError) as error:
+            raise UserError(
+                f"no process answers at {where}, where torchrun wants all to meet: {_short(error)}"
+            ) from None
     store.set(f"here {rank}", socket.gethostname())
     with suppress(dist.DistError, RuntimeError):
         store.wait([f"here {other}" for other in range(size)], wait)

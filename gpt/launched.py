@@ -30,11 +30,17 @@ def restarts() -> int:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
 
 
+def attempt_folder() -> Path | None:
+    """torchrun's folder of this attempt, on this machine: new after each restart, in that of the launch, which stays."""
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    return Path(file).parents[1] if file else None
+
+
 def kept_over_restarts(name: str, make: Callable[[], str]) -> str:
     """What `make` returned when torchrun first started this process; without torchrun, what it returns now."""
-    if not (file := os.environ.get("TORCHELASTIC_ERROR_FILE")):
+    if not (folder := attempt_folder()):
         return make()
-    path = Path(file).parents[2] / name  # torchrun's folder of this launch, which holds one of each attempt
+    path = folder.parent / name
     if not path.exists():
         path.write_text(make(), encoding="utf-8")
     return path.read_text(encoding="utf-8")

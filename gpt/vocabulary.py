@@ -14,8 +14,12 @@ from typing import Any
 
 from gpt.command import UserError
 from gpt.files import whole
+from gpt.untrusted import read_json, read_text, shown
 
 END_OF_TEXT = "<|endoftext|>"
+BYTES = 2**25  # the most that is read of a file; that of GPT-2 with all its steps has 1.3 million
+TOKENS = 2**20  # the most in a vocabulary
+LONGEST = 256  # bytes of a token; to check how one was merged takes time by the square of them
 
 
 def _byte_letters() -> dict[int, str]:
@@ -29,13 +33,9 @@ _LETTERS = _byte_letters()
 _BYTES = {letter: b for b, letter in _LETTERS.items()}
 
 
-def _read_text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{file} is missing; a vocabulary is vocab.json and merges.txt, or tokenizer.json") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} cannot be read as UTF-8 text: {error}") from None
+def _check_there(file: Path) -> None:
+    if not file.exists():
+        raise UserError(f"{file} is missing; a vocabulary is vocab.json and merges.txt, or tokenizer.json")
 
 
 def read_vocabulary(file: Path) -> dict[bytes, int]:
@@ -45,9 +45,11 @@ def read_vocabulary(file: Path) -> dict[bytes, int]:
 
 def read_merges(file: Path) -> list[tuple[bytes, bytes]]:
     """The pairs in learned order. Raises UserError, naming file and line."""
+    _check_there(file)
+    text = read_text(file, BYTES)
     return [
         _merge(line.rstrip("\r").split(" "), f"{file}, line {number}")
-        for number, line in enumerate(_read_text(file).split("\n"), 1)
+        for number, line in enumerate(text.split("\n"), 1)
         if line.strip() and not (number == 1 and line.startswith("#version"))
     ]
 
@@ -80,7 +82,7 @@ def _added_tokens(added: Any, file: Path) -> dict[str, int]:
             token["content"].encode()
             if not token.get("special", True):
                 raise UserError(
-                    f"{file}: added_tokens has {token['content']!r}, which is no special token: it would be cut out of "
+                    f"{file}: added_tokens has {shown(token['content'])}, which is no special token: it would be cut out of "
                     "ordinary text, which GPT-2 encodes by merges alone"
                 )
         return {token["content"]: token["id"] for token in added}
@@ -109,12 +111,8 @@ LAST_STEPS = ("ByteLevel", "TemplateProcessing")  # which add no token of their 
 
 
 def _read_json(file: Path) -> dict:
-    try:
-        found = json.loads(_read_text(file))
-    except UserError:
-        raise
-    except ValueError as error:
-        raise UserError(f"{file} is no JSON: {error}") from None
+    _check_there(file)
+    found = read_json(file, BYTES)
     if not isinstance(found, dict):
         raise UserError(f"{file} is no JSON object")
     return found
@@ -124,23 +122,29 @@ def _checked_ids(found: dict, file: Path) -> dict[bytes, int]:
     """{"Ġthe": 262} to {b" the": 262}."""
     if END_OF_TEXT not in found:
         raise UserError(f"{file}: {END_OF_TEXT} is missing")
+    if len(found) > TOKENS:
+        raise UserError(f"{file}: {len(found):,} tokens, the most that are read are {TOKENS:,}")
     owner: dict[int, str] = {}
     for token, i in found.items():
         if type(i) is not int or i < 0:
-            raise UserError(f"{file}: the id of {token!r} is {i!r}, it must be a whole number of at least 0")
+            raise UserError(f"{file}: the id of {shown(token)} is {shown(i)}, it must be a whole number of at least 0")
         if owner.setdefault(i, token) != token:
-            raise UserError(f"{file}: {owner[i]!r} and {token!r} have one id, {i}")
+            raise UserError(f"{file}: {shown(owner[i])} and {shown(token)} have one id, {shown(i)}")
+        if len(token) > LONGEST:
+            raise UserError(f"{file}: the token {shown(token)} has {len(token):,} bytes, the most is {LONGEST}")
         strange = set(token) - _BYTES.keys()
         if strange:
-            raise UserError(f"{file}: {min(strange)!r} in {token!r} is no letter of a byte-level BPE such as GPT-2's")
+            raise UserError(
+                f"{file}: {min(strange)!r} in {shown(token)} is no letter of a byte-level BPE such as GPT-2's"
+            )
     return {bytes(_BYTES[letter] for letter in token): i for token, i in found.items()}
 
 
 def _merge(pair: Any, where: str) -> tuple[bytes, bytes]:
     whole = isinstance(pair, list) and len(pair) == 2 and all(isinstance(token, str) and token for token in pair)
     if not whole or not set("".join(pair)) <= _BYTES.keys():
-        shown = " ".join(pair) if isinstance(pair, list) and all(isinstance(token, str) for token in pair) else pair
-        raise UserError(f"{where}: a merge is two tokens, found {shown!r}")
+        found = " ".join(pair) if isinstance(pair, list) and all(isinstance(token, str) for token in pair) else pair
+        raise UserError(f"{where}: a merge is two tokens, found {shown(found)}")
     left, right = (bytes(_BYTES[letter] for letter in token) for token in pair)
     return left, right
 

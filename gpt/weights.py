@@ -11,6 +11,7 @@ masks as buffers, keep its numbers in float16 or bfloat16.
 import hashlib
 import json
 import os
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -26,10 +27,12 @@ from gpt.files import whole_folder
 from gpt.hub import fetch, is_hub_name
 from gpt.model import GPT, SIZES, GPTConfig
 from gpt.tokenizer import Tokenizer
+from gpt.untrusted import printing, read_json, shown
 
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 BUFFERS = (".attn.bias", ".attn.masked_bias")  # causal masks that old files carry; no weights
 PADDING = 256  # columns that a model may have beyond its vocabulary: to a round number, or for tokens added later
+HEADER, INDEX = 2**22, 2**24  # bytes of a file's list of tensors and of an index, which GPT-2 XL fills to 2 %
 HEAD, EMBEDDING = "lm_head.weight", "transformer.wte.weight"
 
 
@@ -76,7 +79,9 @@ def load_gpt(folder: str | Path, dropout: float = 0.0) -> GPT:
         ("is no part of this GPT-2", state.keys() - expected.keys()),
     ):
         if names:
-            raise UserError(f"{file}: {min(names)} {what} ({len(names)} such; config.json describes the model)")
+            raise UserError(
+                f"{file}: {printing(min(names))} {what} ({len(names)} such; config.json describes the model)"
+            )
     for name, value in state.items():
         asked = expected[name].shape[::-1] if name.endswith(TRANSPOSED) else expected[name].shape
         if value.shape != asked:
@@ -121,16 +126,16 @@ def _read_tensors(folder: Path) -> tuple[Path, dict[str, Tensor]]:
     if file.is_file() or not index.is_file():
         return file, _named(file, _read_file(file))
     try:
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        shards = set(map(str, read_json(index, INDEX)["weight_map"].values()))
+    except (UserError, KeyError, AttributeError, TypeError):
         raise UserError(f"{index} is no JSON object with a weight_map of tensors and files") from None
     found: dict[str, Tensor] = {}
-    for name in sorted(map(str, shards)):
-        if Path(name).name != name or not name.endswith(".safetensors"):
-            raise UserError(f"{index}: {name!r} is not the name of a safetensors file beside it")
+    for name in sorted(shards):
+        if not re.fullmatch(r"\w[\w.-]*\.safetensors", name, re.ASCII):
+            raise UserError(f"{index}: {shown(name)} is not the name of a safetensors file beside it")
         more = _read_file(folder / name)
         if twice := found.keys() & more:
-            raise UserError(f"{folder / name}: {min(twice)} stands in another file of the index too")
+            raise UserError(f"{folder / name}: {printing(min(twice))} stands in another file of the index too")
         found |= more
     return index, _named(index, found)
 
@@ -144,9 +149,13 @@ def _read_file(file: Path) -> dict[str, Tensor]:
         )
         raise UserError(f"{file} is missing{way_out if pickled else ''}")
     try:
+        with open(file, "rb") as start:
+            claimed = int.from_bytes(start.read(8), "little")
+        if claimed > HEADER:
+            raise UserError(f"{file} is no whole safetensors file of a GPT-2: a header of {claimed:,} bytes")
         return load_file(file)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{file} is no whole safetensors file: {error}") from None
+        raise UserError(f"{file} is no whole safetensors file: {printing(str(error), 300)}") from None
 
 
 def _named(file: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -155,7 +164,7 @@ def _named(file: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     for name, value in tensors.items():
         full = name if name.startswith(("transformer.", "lm_head.")) else "transformer." + name
         if full in found:
-            raise UserError(f"{file}: there is both {name} and another tensor for {full}")
+            raise UserError(f"{file}: there is both {printing(name)} and another tensor for {printing(full)}")
         if not name.endswith(BUFFERS):
             found[full] = value
     return found

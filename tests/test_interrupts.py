@@ -1,4 +1,4 @@
-"""gpt/interrupts.py: real processes and real signals. What a second one ends, one alone lets come to its end."""
+"""gpt/launch/interrupts.py: real processes and real signals. What a second one ends, one alone lets come to its end."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ from tests.processes import ENVIRONMENT, ROOT
 
 PROGRAM = """
 import ctypes, os, signal, sys, time
-from gpt.interrupts import Interrupted, Interrupts
+from gpt.launch.interrupts import Interrupted, Interrupts
 how, limit = sys.argv[1], float(sys.argv[2])
 Interrupts(limit, follow=how == "follow", at_once=lambda: os.write(1, b"at once\\n"))
 try:

@@ -86,7 +86,7 @@ def test_a_wrong_variable_is_one_line_and_code_2(variables, named):
 def test_a_copy_of_the_script_alone_says_what_it_misses(tmp_path):
     copy = shutil.copy(DOOR, tmp_path)
     done = subprocess.run(["bash", copy, "check"], env=ENVIRONMENT, capture_output=True, text=True)
-    assert done.returncode == 2 and "launch.sh finds no gpt/launcher.py" in done.stderr
+    assert done.returncode == 2 and "launch.sh finds no gpt/launch/launcher.py" in done.stderr
 
 
 def test_check_shows_each_process_and_ends_with_ok():
@@ -214,7 +214,7 @@ def stubborn(tmp_path):
     """Two workers that do not stop when they are asked to, under their launcher."""
     (tmp_path / "here").mkdir()
     (tmp_path / "stubborn.py").write_text(STUBBORN)
-    words = [sys.executable, ROOT / "gpt/launcher.py", tmp_path / "stubborn.py", tmp_path / "here"]
+    words = [sys.executable, ROOT / "gpt/launch/launcher.py", tmp_path / "stubborn.py", tmp_path / "here"]
     environment = ENVIRONMENT | {"N": "2", "TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(list(map(str, words)), env=environment, start_new_session=True) as job:
         until(lambda: len(list((tmp_path / "here").iterdir())) == 2, seconds=60)

@@ -1,9 +1,9 @@
-"""gpt/place.py: which machine this is, by the variables that people set and those that Slurm documents."""
+"""gpt/launch/place.py: which machine this is, by the variables that people set and those that Slurm documents."""
 
 import pytest
 
 from gpt.command import UserError
-from gpt.place import Place, number, this_place
+from gpt.launch.place import Place, number, this_place
 
 TWO = {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "10.0.0.1"}
 JOB = {"SLURM_JOB_ID": "123457", "SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "vm[1-2]", "SLURM_NODEID": "1"}

@@ -17,15 +17,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt.call_in import call_in
-from gpt.knock import GREETING
-from gpt.network import interfaces
-from gpt.nodes import Node, Refused, disagreements, named, read_node
-from gpt.roll_call import hold
+from gpt.launch.call_in import call_in
+from gpt.launch.knock import GREETING
+from gpt.launch.network import interfaces
+from gpt.launch.nodes import Node, Refused, disagreements, named, read_node
+from gpt.launch.roll_call import hold
 from tests.namespaces import machines
 from tests.processes import ENVIRONMENT, ROOT
 
-SCRIPT = str(ROOT / "gpt/preflight.py")
+SCRIPT = str(ROOT / "gpt/launch/preflight.py")
 TOO_LONG = 10.0  # seconds
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
 CLEAN = {name: value for name, value in ENVIRONMENT.items() if name not in LAUNCHED and "SOCKET_IFNAME" not in name}
@@ -112,9 +112,7 @@ def ended(job: subprocess.Popen):
 def test_one_machine_needs_loopback_alone_and_no_torch():
     done = Run().end(code=0)
     assert done.out.split() == ["127.0.0.1", "lo0" if sys.platform == "darwin" else "lo", "0"] and not done.err
-    code = (
-        "import sys, gpt.preflight; print([name for name in ('torch', 'numpy', 'safetensors') if name in sys.modules])"
-    )
+    code = "import sys, gpt.launch.preflight; print([name for name in ('torch', 'numpy', 'safetensors') if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout == "[]\n"
 
 
@@ -133,6 +131,7 @@ def test_verbose_says_what_is_in_order(tmp_path):
         (["--master-port", 65536], "MASTER_PORT is 65536"),
         (["--processes", 0], "N is 0"),
         (["--wait", "nan"], "--wait is nan"),
+        (["--identity", "x" * 501], "--identity has 501 letters"),
         (["--nnodes", 2], "MASTER_ADDR is not set"),
         (["--nnodes", 2, "--master-addr", "vm-1:29500"], "give the port as MASTER_PORT"),
     ],
@@ -184,7 +183,8 @@ def test_another_user_s_folder_is_named(tmp_path):
     if os.geteuid() != 0:
         pytest.skip("to become another user needs root")
     folder = Path("/var") if Path("/var").is_dir() else tmp_path
-    code = f"from gpt.surroundings import wrong_folder; from pathlib import Path; print(*wrong_folder(Path('{folder}/run'), 3))"
+    code = "from gpt.launch.surroundings import wrong_folder; from pathlib import Path; "
+    code += f"print(*wrong_folder(Path('{folder}/run'), 3))"
     done = subprocess.run(
         ["setpriv", "--reuid", "65534", "--clear-groups", sys.executable, "-c", code],
         cwd=ROOT,
@@ -204,7 +204,7 @@ def test_the_folder_is_left_as_it_was(tmp_path):
 
 
 def test_interfaces_are_read_as_the_ip_command_reads_them(pair):
-    code = "import json; from gpt.network import interfaces; print(json.dumps(interfaces()))"
+    code = "import json; from gpt.launch.network import interfaces; print(json.dumps(interfaces()))"
     pair[0].call("ip", "addr", "add", "10.78.0.1/16", "dev", "eth0", "label", "eth0:1")
     ours = json.loads(pair[0].call(sys.executable, "-c", code).stdout)
     theirs = json.loads(pair[0].call("ip", "-j", "addr").stdout)
@@ -285,6 +285,7 @@ def test_a_master_on_loopback_is_named_with_addresses_that_would_do(pair, master
     assert f"MASTER_ADDR {master} resolves to 127.0." in error and "10.77.0.1 (eth0)" in error
 
 
+@pytest.mark.slow
 def test_a_name_server_that_does_not_answer_is_named(pair):
     pair[1].write("/etc/resolv.conf", "nameserver 10.77.0.1\n")
     pair[1].write("/etc/nsswitch.conf", "hosts: files dns\n")
@@ -306,6 +307,7 @@ def test_an_own_host_name_that_does_not_resolve_does_no_harm(pair):
 # ---- the port of node 0 ----
 
 
+@pytest.mark.slow
 def test_a_port_in_use_is_named_with_who_has_it(pair):
     with ended(serve(pair[0], "time.sleep(600)")) as service:
         error = node(0, machine=pair[0]).end(code=2).error
@@ -318,6 +320,7 @@ def test_a_port_that_another_address_of_node_0_has_is_in_use_too(pair):
         assert f"in use on this machine by process {service.pid}" in node(0, machine=pair[0]).end(code=2).error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("libuv", [True, False])
 def test_a_torch_store_is_known_on_node_0_as_a_run_that_is_alive_and_on_others_as_one_to_join(pair, libuv):
     with ended(store(pair[0], libuv)) as service:
@@ -385,7 +388,7 @@ def test_the_machines_meet_whichever_comes_first(pair, late):
     time.sleep(1)
     late_one = node(late, "--verbose", machine=pair[late]).end(code=0)
     early.end(code=0)
-    assert late_one.out == f"10.77.0.{late + 1} eth0 29500\n" and "all 2 nodes are there" in early.err
+    assert late_one.out == f"10.77.0.{late + 1} eth0 29500\n" and "2 of 2 nodes" in early.err
 
 
 def test_three_nodes_meet_two_of_them_on_one_machine(pair):
@@ -393,6 +396,7 @@ def test_three_nodes_meet_two_of_them_on_one_machine(pair):
     assert [run.end(code=0).out.split()[0] for run in runs] == ["10.77.0.2", "10.77.0.2", "10.77.0.1"]
 
 
+@pytest.mark.slow
 def test_missing_nodes_are_named_by_number_on_all_that_came(pair):
     runs = [node(rank, "--wait", 4, machine=pair[rank], nodes=5) for rank in (0, 1)]
     for run in runs:
@@ -400,6 +404,7 @@ def test_missing_nodes_are_named_by_number_on_all_that_came(pair):
     assert "2 of 5 nodes came within 4 s" in runs[0].error
 
 
+@pytest.mark.slow
 def test_a_node_that_came_and_left_is_named_so(pair):
     first = node(0, "--wait", 4, machine=pair[0], nodes=3)
     second = node(1, "--verbose", machine=pair[1], nodes=3)
@@ -434,6 +439,7 @@ def test_machines_that_differ_are_told_in_what_both_of_them(pair, flags, expecte
     assert runs[0].errors == runs[1].errors
 
 
+@pytest.mark.slow
 def test_with_wait_a_later_machine_is_waited_for_and_that_is_said(pair):
     first = node(1, "--wait", 30, machine=pair[1])
     assert "waiting: 10.77.0.1:29500 refuses the connection" in first.job.stderr.readline()
@@ -442,6 +448,7 @@ def test_with_wait_a_later_machine_is_waited_for_and_that_is_said(pair):
     second.end(code=0)
 
 
+@pytest.mark.slow
 def test_a_machine_that_was_started_anew_is_one_node(pair):
     first = node(0, "--verbose", machine=pair[0], nodes=3)
     for _ in range(2):
@@ -462,13 +469,16 @@ def test_a_machine_that_refuses_is_named_after_the_wait(pair):
 
 def test_a_network_without_a_way_there_is_named(pair):
     error = node(1, machine=pair[1], master="10.99.0.1").end(code=2, within=2).error
-    assert "10.99.0.1) cannot be reached from here: Network is unreachable" in error and "10.77.0.2 (eth0)" in error
+    assert (
+        "MASTER_ADDR 10.99.0.1 cannot be reached from here: Network is unreachable" in error
+        and "10.77.0.2 (eth0)" in error
+    )
 
 
 @pytest.mark.slow
 def test_a_machine_that_is_not_there_is_named(pair):
     error = node(1, "--wait", 60, machine=pair[1], master="10.77.0.99").end(code=2).error
-    assert "10.77.0.99:29500 cannot be reached (No route to host)" in error or "does not answer" in error
+    assert "10.77.0.99:29500 cannot be reached (No route to host)" in error
 
 
 @pytest.mark.slow
@@ -507,10 +517,42 @@ def test_a_node_that_went_silent_is_named_when_all_the_others_are_there(pair):
     second = node(1, "--verbose", machine=pair[1], nodes=3)
     _until_waiting(second)
     pair[1].cut()
+    cut = time.monotonic()
     third = node(2, machine=pair[0], nodes=3)
     assert "node 1 (node-2) was there and does not answer any more" in first.end(code=2).error
-    assert second.end(code=2) and third.end(code=0)
+    second.end(code=2, within=20)
+    third.end(code=0)
+    assert time.monotonic() - cut < TOO_LONG
     pair[1].mend()
+
+
+@pytest.mark.slow
+def test_torchrun_takes_over_the_port_at_once_where_no_host_name_resolves(pair, tmp_path):
+    (tmp_path / "add.py").write_text(
+        "import torch, torch.distributed as dist\n"
+        "dist.init_process_group('gloo')\n"
+        "number = torch.tensor(2 ** dist.get_rank())\n"
+        "dist.all_reduce(number)\n"
+        "print('sum', int(number))\n"
+        "dist.destroy_process_group()\n"
+    )
+    runs = []
+    for rank, machine in enumerate(pair):
+        machine.write("/etc/resolv.conf", "")
+        machine.call("hostname", f"nowhere-{rank}.invalid")
+        launch = (
+            f"set -e; found=$({sys.executable} gpt/launch/preflight.py --nnodes 2 --node-rank {rank} --master-addr 10.77.0.1)\n"
+            f"set -- $found; export GLOO_SOCKET_IFNAME=$2; exec {sys.executable} -m torch.distributed.run --nnodes 2 "
+            f"--nproc-per-node 2 --node-rank {rank} --rdzv-backend c10d --rdzv-endpoint 10.77.0.1:$3 --rdzv-id run "
+            f"--rdzv-conf is_host={1 - rank} --local-addr $1 {tmp_path}/add.py"
+        )
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "env": CLEAN}
+        runs.append(machine.start("bash", "-c", launch, **pipes))
+    said = [run.communicate(timeout=100)[0] for run in runs]
+    for rank, machine in enumerate(pair):
+        machine.call("hostname", f"node-{rank + 1}")
+    assert [run.returncode for run in runs] == [0, 0], said
+    assert [text.count("sum 15") for text in said] == [2, 2], said
 
 
 # ---- strangers ----
@@ -528,6 +570,7 @@ STRANGERS = {
         "c.sendall(b'gpt-dpo roll call 1\\n'); c.recv(9); c.sendall(b'{}\\n')",
         "does not keep to the roll call",
     ),
+    "closer": ("c.sendall(b'gpt-dpo roll call 1\\n'); c.close()", "it hung up each time"),
     "echo": ("while True: c.sendall(c.recv(99))", "answers a torch client with"),
 }
 
@@ -611,11 +654,12 @@ def test_a_node_is_read_as_it_was_written_and_nothing_else_is_a_node():
     assert read_node(OWN._replace(rank=10**6).line()) is None
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(st.lists(st.binary(max_size=6000) | st.text().map(str.encode) | st.just(OWN.line()[:-9]), max_size=3))
 def test_whatever_a_stranger_says_it_is_no_node(said):
     """Node 0 is whole after it, and goes on with the node that comes next."""
     bound, met = _bound(), []
+    bound.listen()  # before the thread comes to it
     keeper = threading.Thread(
         target=lambda: met.extend(hold(bound, OWN, time.monotonic() + 20, print, lambda line: None))
     )
@@ -632,7 +676,7 @@ def test_whatever_a_stranger_says_it_is_no_node(said):
     assert met == [OWN, OWN._replace(rank=1)]
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(
     st.binary(max_size=5000)
     | st.just(GREETING).flatmap(lambda first: st.binary(max_size=5000).map(lambda rest: first + rest)),

@@ -46,7 +46,6 @@ def faults(ground: Ground, places: int) -> Iterator[Outcome]:
         given = (ground, SAVE_AT_END, room, named, ground.random("disk", named))
         disks.append(Try(f"disk full {where}: one line, then resumed", full_disk, given))
     disks.append(Try("disk read-only at the start: one line", read_only, (ground,)))
-    disks.append(Try("disk read-only on the way: one line, then resumed", made_read_only, (ground,)))
     yield from outcomes(disks, ground.folder / "disks")
 
 
@@ -169,20 +168,3 @@ def read_only(folder: Path, ground: Ground) -> Found:
     with disk(folder / "run", "4m", "ro"), ground.started(PLAIN, folder / "run") as job:
         job.refused(str(folder / "run"))
     return {}
-
-
-def made_read_only(folder: Path, ground: Ground) -> Found:
-    whole, out = ground.undisturbed(PLAIN), folder / "run"
-    with disk(out, "4m"):
-        with ground.started(PLAIN, out) as job:
-            until(lambda: job.poll() is not None or last_step(out) >= 5, LONG, "step 5 was not reached")
-            until(lambda: job.poll() is not None or remount(out, "ro"), 5, "the disk stays busy")
-            job.refused(str(out))
-        need(remount(out, "rw"), "the disk stays busy")
-        ground.finish(PLAIN, out)
-        same_bits(out, whole)
-    return {}
-
-
-def remount(at: Path, option: str) -> bool:
-    return not subprocess.run(["mount", "-o", f"remount,{option}", at], capture_output=True).returncode

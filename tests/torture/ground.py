@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
@@ -86,8 +87,9 @@ class Ground:
 
     @contextmanager
     def started(self, kind: Kind, out: Path, *more, way: Way = Way()) -> Iterator[Job]:  # noqa: B008  it never changes
-        """A run in `out`, and nothing of it is left after the block. What it says goes into OUT.log."""
-        words, log = [*self.flags(kind, out), *more], out.with_name(out.name + ".log")
+        """A run in `out`, and nothing of it is left after the block. What it says goes into OUT.1.log, OUT.2.log ..."""
+        words = [*self.flags(kind, out), *more]
+        log = next(path for n in count(1) if not (path := out.with_name(f"{out.name}.{n}.log")).exists())
         environment = self.environment | {"GPT_DPO_CACHE": str(out.with_name(out.name + ".cache"))}
         if way.door:
             environment |= {"N": str(kind.processes or 1), "RESTARTS": str(way.restarts)}

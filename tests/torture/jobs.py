@@ -27,11 +27,11 @@ def need(held: bool, otherwise: str) -> None:
 
 
 class Job:
-    """A command in a session of its own. What it and its workers say goes to the end of the file `log`."""
+    """A command in a session of its own. What it and its workers say goes into the file `log`."""
 
     def __init__(self, words: list, log: Path, environment: dict[str, str]):
-        self.log, self.from_byte = log, log.stat().st_size if log.exists() else 0
-        with open(log, "ab") as file:
+        self.log = log
+        with open(log, "wb") as file:
             self.process = subprocess.Popen(
                 list(map(str, words)),
                 env=environment,
@@ -58,7 +58,7 @@ class Job:
 
     def said(self) -> str:
         """What it has printed so far; a line that was drawn over counts as a line."""
-        return self.log.read_bytes()[self.from_byte :].decode(errors="replace").replace("\r", "\n")
+        return self.log.read_bytes().decode(errors="replace").replace("\r", "\n")
 
     def refused(self, *words: str) -> None:
         """Wait for its end. Raises Failed where that is not exit code 2 and one line, with these words in it."""

@@ -76,7 +76,9 @@ def started(ground: Ground, folder: Path, both: list, *more) -> Iterator[list[Jo
             where = {"NNODES": "2", "NODE_RANK": str(number), "MASTER_ADDR": both[0].address, "MASTER_PORT": "29500"}
             own = {"N": "2", "RESTARTS": "0", "GPT_DPO_CACHE": str(here / "cache")}
             words = ["env", "-C", here, ROOT / "launch.sh", "train", *ground.flags(KIND, Path("run")), *more]
-            jobs.append(Job(machine.words(*words), here / "log", ground.environment | where | own))
+            jobs.append(
+                Job(machine.words(*words), here / f"launch{''.join(more)}.log", ground.environment | where | own)
+            )
             stack.callback(kill_all, jobs[-1])
         yield jobs
 

@@ -31,7 +31,8 @@ class WarmJob(Job):
     """A run of dpo/train.py in a child of `server`, which is put back into `free` when the run has ended."""
 
     def __init__(self, free: queue.Queue, words: list, log: Path, environment: dict[str, str], die_at: int = 0):
-        self.log, self.from_byte = log, log.stat().st_size if log.exists() else 0
+        self.log = log
+        log.touch()
         self.free, self.server, self.code = free, free.get(), None
         asked = {"words": list(map(str, words)), "log": str(log), "environment": environment, "die_at": die_at}
         self.server.stdin.write(json.dumps(asked) + "\n")

@@ -1,6 +1,6 @@
 """What launch.sh becomes when it starts processes: the surroundings are checked before, and the end is said once.
 
-    python gpt/launcher.py --first dpo/train.py dpo/train.py --steps 100
+    python gpt/launch/launcher.py --first dpo/train.py dpo/train.py --steps 100
 
     variables -> the script alone, --dry-run -> preflight -> torchrun's agent, in this process -> one line -> exit code
 
@@ -23,16 +23,16 @@ from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from gpt import ending
-from gpt.agent import GRACE, Job, run, set_environment
 from gpt.command import UserError
-from gpt.interrupts import Interrupted, Interrupts
+from gpt.launch.agent import GRACE, Job, run, set_environment
+from gpt.launch.interrupts import Interrupted, Interrupts
+from gpt.launch.place import number, this_place
 from gpt.note import read_notes
-from gpt.place import number, this_place
 
+ROOT = Path(__file__).resolve().parents[2]
 LOGS = {
     "LOGLEVEL": "INFO",
     "NCCL_DEBUG": "INFO",
@@ -91,7 +91,7 @@ def prepare(asked: Namespace, folder: Path) -> Job:
         words += ["--nnodes", place.count, "--node-rank", place.rank, "--wait", wait, "--identity", who]
         words += ["--master-addr", place.address, "--master-port", place.port]
     words += ["--verbose"] * (asked.verbose or flags != asked.flags)
-    address, interface, _ = alone(ROOT / "gpt/preflight.py", *words).split()
+    address, interface, _ = alone(ROOT / "gpt/launch/preflight.py", *words).split()
     return Job(asked.script, flags, processes, place, restarts, max(wait, 60), who, address, interface, folder)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from gpt.command import UserError
-from gpt.knock import plain
+from gpt.launch.knock import plain
 
 TOO_MANY = 10**5  # of nodes, or of processes
 SPEAK_UP = 3.0, 15.0  # seconds until a person is told what is waited for; and from then on, every so many

@@ -1,11 +1,11 @@
 """What a launch needs of names, ports, interfaces and folders, checked before torchrun, which hangs where one is wrong.
 
-    python gpt/preflight.py --nnodes 2 --node-rank 1 --master-addr vm-1 --verbose
+    python gpt/launch/preflight.py --nnodes 2 --node-rank 1 --master-addr vm-1 --verbose
 
     host name vm-2 -> 10.77.0.2                      on stderr
     MASTER_ADDR vm-1 -> 10.77.0.1
     own address 10.77.0.2, interface eth0
-    all 2 nodes are there
+    2 of 2 nodes
     10.77.0.2 eth0 29500                             on stdout, for torchrun: LOCAL_ADDR INTERFACE PORT
 
 It does without torch, and takes a tenth of a second where all is well. What is wrong is said within ten seconds, one line
@@ -19,18 +19,19 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from gpt.call_in import call_in
 from gpt.command import UserError, flag, run
-from gpt.knock import Kind, knock
-from gpt.network import addresses_of, holder, interface_of, interfaces, is_loopback, own_address
-from gpt.nodes import Node, Refused
-from gpt.roll_call import hold
-from gpt.surroundings import little_memory, stale_variables, wrong_folder, wrong_interfaces
+from gpt.launch.call_in import call_in
+from gpt.launch.knock import Kind, knock
+from gpt.launch.network import addresses_of, holder, interface_of, interfaces, is_loopback, own_address
+from gpt.launch.nodes import Node, Refused
+from gpt.launch.roll_call import hold
+from gpt.launch.surroundings import little_memory, stale_variables, wrong_folder, wrong_interfaces
 
 SOON = 7.0  # seconds from the start until all is known but whether missing machines will come
 ASIDE = 3.0  # seconds for what is not the heart of it
+LONGEST = 500  # letters of an identity, which goes through the net in one piece
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,8 @@ def _wrong_numbers(flags: Flags) -> list[str]:
         faults.append(f"N is {flags.processes}, it must be a number of processes of at least 1")
     if not flags.wait > 0:
         faults.append(f"--wait is {flags.wait}, it must be a number of seconds above 0")
+    if len(flags.identity) > LONGEST:
+        faults.append(f"--identity has {len(flags.identity)} letters, it may have {LONGEST}; give a hash of it")
     if flags.nnodes > 1 and not flags.master_addr:
         faults.append("MASTER_ADDR is not set; set it to the host name or address of node 0, the same on all machines")
     return faults
@@ -132,18 +135,23 @@ def _meet(flags: Flags, speech: Speech, began: float) -> str:
         bound = _bound(flags, addresses, own, began)
         address = bound.getsockname()[0]
         speech.note(f"port {flags.master_port} free")
-        hold(bound, own, deadline, speech.say, speech.note)
-    else:
+        nodes = hold(bound, own, deadline, speech.say, speech.note)
+        speech.note(f"{own.nodes} of {own.nodes} nodes: {', '.join(map(str, nodes))}")
+        return address
+    ways = {}
+    for address in addresses:
         try:
-            address = own_address(addresses[0])
+            ways[address] = own_address(address)
         except OSError as error:
-            raise UserError(
-                f"MASTER_ADDR {flags.master_addr} ({addresses[0]}) cannot be reached from here: {error.strerror}; "
-                f"see this machine's network, which has {_own_addresses()}"
-            ) from None
-        speech.note(f"own address {address}, interface {interface_of(address)}")
-        call_in(addresses, flags.master_port, own, deadline, speech.say, speech.note)
-    speech.note(f"all {flags.nnodes} nodes are there")
+            hindrance = error.strerror
+    if not ways:
+        raise UserError(
+            f"MASTER_ADDR {_with(flags.master_addr, addresses)} cannot be reached from here: {hindrance}; "
+            f"see this machine's network, which has {_own_addresses()}"
+        )
+    address = ways[call_in(list(ways), flags.master_port, own, deadline, speech.say, speech.note)]
+    speech.note(f"own address {address}, interface {interface_of(address)}")
+    speech.note(f"{own.nodes} of {own.nodes} nodes")
     return address
 
 
@@ -188,7 +196,7 @@ def _bound(flags: Flags, addresses: list[str], own: Node, began: float) -> socke
         # there is a node 0 already: it should know, and say the same
         call_in(addresses, port, own, time.monotonic() + ASIDE, lambda line: None, lambda line: None)
     raise UserError(
-        f"MASTER_ADDR {flags.master_addr} ({addresses[0]}) is no address of this machine, which has {_own_addresses()}; "
+        f"MASTER_ADDR {_with(flags.master_addr, addresses)} is no address of this machine, which has {_own_addresses()}; "
         f"start NODE_RANK=0 on the machine that has it, or correct MASTER_ADDR"
     )
 
@@ -204,6 +212,11 @@ def _in_use(address: str, port: int, began: float) -> str:
         what, mend = "no torch store", "end it"
     by = f" by {who}, {what}" if who else f" by {what}"
     return f"MASTER_PORT {port} is in use on this machine{by}; {mend}, or set another MASTER_PORT on all machines"
+
+
+def _with(name: str, addresses: list[str]) -> str:
+    """A name with its first address, or the address alone if that is its name."""
+    return name if name == addresses[0] else f"{name} ({addresses[0]})"
 
 
 def _own_addresses() -> str:

@@ -5,7 +5,7 @@
     sums     1.2 GB/s; a gradient of GPT-2 124M (498 MB) takes 0.41 s
     ok       2 processes in 3.9 s
 
-What must hold before they can meet, gpt/preflight.py looks at.
+What must hold before they can meet, gpt/launch/preflight.py looks at.
 """
 
 import platform
@@ -16,7 +16,7 @@ from argparse import ArgumentParser
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
@@ -84,6 +84,9 @@ if __name__ == "__main__":
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--device")
     parser.add_argument("--timeout")
+    parser.add_argument("--help", "-h", action="store_true")
     given, _ = parser.parse_known_args()  # of the flags of train.py, which looks at them itself, two matter here
-    sys.argv[1:] = [word for name, value in vars(given).items() if value for word in (f"--{name}", value)]
+    sys.argv[1:] = [
+        word for name, value in vars(given).items() if value for word in (f"--{name}", value) if word is not True
+    ]
     run(check, Flags)

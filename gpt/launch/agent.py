@@ -16,8 +16,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from gpt.launch.place import Place
 from gpt.note import Note, write
-from gpt.place import Place
 
 GRACE = 27  # seconds that workers have to save and leave, two more than they wait for each other; Slurm kills after 30
 
@@ -100,7 +100,7 @@ def _words(job: Job) -> list:
     place, run_id = job.place, hashlib.sha256(job.identity.encode()).hexdigest()[:16]
     words = ["--nnodes", place.count, "--nproc-per-node", job.processes, "--max-restarts", job.restarts]
     words += ["--log-dir", job.folder, "--rdzv-backend", "c10d", "--rdzv-id", run_id]
-    words += ["--signals-to-handle", "SIGUSR2"]  # which nobody sends: gpt/interrupts.py hears the others
+    words += ["--signals-to-handle", "SIGUSR2"]  # which nobody sends: gpt/launch/interrupts.py hears the others
     if place.count == 1:
         # By a file: a port would be open to the whole network, and the agent unpickles what stands in its store.
         endpoint, settings, name = job.folder / "rendezvous", "store_type=file", job.address

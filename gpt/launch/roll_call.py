@@ -20,8 +20,8 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from gpt.knock import GREETING, MOST, quote
-from gpt.nodes import Node, Refused, Waiting, disagreements, named, read_node
+from gpt.launch.knock import GREETING, MOST, quote
+from gpt.launch.nodes import Node, Refused, Waiting, disagreements, named, read_node
 
 STRANGERS = 16  # connections kept beside those of the nodes
 SETTLE = 1.0  # seconds from the first disagreement to the verdict, in which others come and are told too

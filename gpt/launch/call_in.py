@@ -1,4 +1,4 @@
-"""A node that is not node 0 finds it, and goes on when node 0 says that all are there (gpt/roll_call.py).
+"""A node that is not node 0 finds it, and goes on when node 0 says that all are there (gpt/launch/roll_call.py).
 
 What is at MASTER_ADDR:MASTER_PORT                  then
     nobody yet: the connection is refused           wait for node 0, as long as asked
@@ -15,44 +15,47 @@ from collections.abc import Callable
 from contextlib import suppress
 from itertools import cycle
 
-from gpt.knock import MOST, Answer, Kind, hear, is_newer_torch, knock, plain, quote
-from gpt.nodes import Node, Refused, Waiting
+from gpt.launch.knock import MOST, Answer, Kind, hear, is_newer_torch, knock, plain, quote
+from gpt.launch.nodes import Node, Refused, Waiting
 
 PATIENCE = 7.0  # seconds
 GRACE = 1.5  # seconds that node 0, if it has begun a little later, has for its verdict
 
 
-def call_in(addresses: list[str], port: int, own: Node, deadline: float, say: Callable, note: Callable) -> None:
-    """Another node's part: return when node 0, at one of `addresses`, says that all are there, or torch's store is.
+def call_in(addresses: list[str], port: int, own: Node, deadline: float, say: Callable, note: Callable) -> str:
+    """Another node's part: that one of `addresses` at which node 0 says that all are there, or a torch store is.
 
     Raises Refused where it says what is wrong, or is not there at the moment `deadline` of the monotonic clock, or where
     for PATIENCE seconds there is no sign of its machine at all.
     """
     began = sign = time.monotonic()
-    waiting = Waiting(say, deadline)
+    waiting, said = Waiting(say, deadline), None
     for address in cycle(addresses):
         until = min(deadline, sign + PATIENCE)
         answer = knock(address, port, until)
-        if answer.kind is Kind.ROLL_CALL and _talk(answer.connection, address, own, deadline + GRACE, note):
-            return
+        called = answer.kind is Kind.ROLL_CALL
+        verdict = _talk(answer.connection, address, own, deadline + GRACE, note) if called else ""
+        if verdict == "go":
+            return address
         if answer.kind is Kind.STORE:
             say(f"{address}:{port} {answer}: joining the launch that runs there")
-            return
+            return address
         if answer.kind in (Kind.MUTE, Kind.NO_STORE) and is_newer_torch():
             say(f"warning: {address}:{port} {answer}; it may be the store of a torch newer than this check knows")
-            return
-        if answer.kind in (Kind.ROLL_CALL, Kind.REFUSED, Kind.CLOSED):
-            sign = time.monotonic()
-            until = deadline
+            return address
+        if verdict == "wait" or answer.kind in (Kind.REFUSED, Kind.CLOSED):
+            sign, until = time.monotonic(), deadline
+        if answer.kind is not Kind.SILENT or not said or said.kind is not Kind.UNREACHABLE:  # which says more
+            said = answer
         if time.monotonic() >= until or answer.kind in (Kind.MUTE, Kind.NO_STORE, Kind.STRANGER):
-            raise Refused(_explain(address, port, answer, time.monotonic() - began))
+            raise Refused(_explain(address, port, said, time.monotonic() - began))
         waiting.for_(f"{address}:{port} {answer}")
         time.sleep(0.3)
 
 
-def _talk(connection: socket.socket, host: str, own: Node, deadline: float, note: Callable[[str], None]) -> bool:
-    """Answer node 0's call. True when all are there, False when the connection was lost before that."""
-    rest, state = b"", ""
+def _talk(connection: socket.socket, host: str, own: Node, deadline: float, note: Callable[[str], None]) -> str:
+    """Answer node 0's call: its last verdict, go or wait, before the connection ended; empty if there was none."""
+    verdict, rest, state = "", b"", ""
     with connection, suppress(OSError):
         connection.sendall(own.line())
         while said := hear(connection, min(deadline, time.monotonic() + PATIENCE)):
@@ -63,7 +66,7 @@ def _talk(connection: socket.socket, host: str, own: Node, deadline: float, note
                 verdict, reasons = _read_verdict(line, host)
                 note(f"node 0 says {verdict}: {'; '.join(reasons)}")
                 if verdict == "go":
-                    return True
+                    return verdict
                 if verdict == "stop":
                     raise Refused(*reasons)
                 state = "; ".join(reasons)
@@ -76,7 +79,7 @@ def _talk(connection: socket.socket, host: str, own: Node, deadline: float, note
                 if silent
                 else f"{state} as node 0 at {host} says, and this node waits no longer; start it with the same command"
             )
-    return False
+    return verdict
 
 
 def _read_verdict(line: bytes, host: str) -> tuple[str, list[str]]:
@@ -94,10 +97,12 @@ def _babble(host: str, said: bytes) -> str:
 
 def _explain(address: str, port: int, answer: Answer, seconds: float) -> str:
     fixes = {
+        Kind.ROLL_CALL: "it hung up each time; start the same commit on all machines",
         Kind.REFUSED: "start node 0 there with NODE_RANK=0, or correct MASTER_ADDR and MASTER_PORT",
         Kind.CLOSED: "start node 0 there with NODE_RANK=0, and see that nothing else takes its port",
         Kind.SILENT: f"see that node 0's machine is up, and that no firewall drops TCP port {port} between the two",
         Kind.UNREACHABLE: f"see that node 0's machine is up, and which way leads there: ip route get {address}",
     }
     other = "it is neither this launch nor torch's store; set another MASTER_PORT on all machines, or end it (ss -ltnp there)"
-    return f"{address}:{port} {answer} (asked for {seconds:.0f} s); {fixes.get(answer.kind, other)}"
+    lasting = f", for {seconds:.0f} s" if answer.kind in fixes else ""
+    return f"{address}:{port} {answer}{lasting}; {fixes.get(answer.kind, other)}"

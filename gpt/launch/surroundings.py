@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from gpt.knock import plain
-from gpt.network import Interface, in_time, interfaces, is_loopback
+from gpt.launch.knock import plain
+from gpt.launch.network import Interface, in_time, interfaces, is_loopback
 
 MASTER = "MASTER_ADDR", "MASTER_PORT"
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RUN_ID")
