@@ -19,7 +19,7 @@ from typing import NamedTuple
 from gpt.launch.place import Place
 from gpt.note import Note, write
 
-GRACE = 25  # seconds that workers have to save and leave; Slurm kills after 30 what is still there
+GRACE = 27  # seconds that workers have to save and leave, two more than they wait for each other; Slurm kills after 30
 
 
 class Job(NamedTuple):
@@ -65,8 +65,8 @@ def run(job: Job) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous.api import RendezvousError, RendezvousTimeoutError
 
-    if "LOGLEVEL" not in os.environ:  # that it passes on a signal is no warning
-        logging.getLogger("torch.distributed.elastic").setLevel(logging.ERROR)
+    if "LOGLEVEL" not in os.environ:
+        _quiet(job)
     try:
         torchrun.run(torchrun.parse_args([*map(str, _words(job)), job.script, *job.flags]))
         return 0
@@ -79,6 +79,21 @@ def run(job: Job) -> int:
     except RendezvousError as error:
         _say(f"error: lost machine 0, where all meet ({error.__cause__ or error}); start all again with --resume")
     return 1
+
+
+def _quiet(job: Job) -> None:
+    """Of what the agent logs, errors are shown, and that it starts the processes again."""
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.ERROR)
+
+    def shown(record: logging.LogRecord) -> bool:
+        if "attempts left" in str(record.msg):
+            others = f", as soon as all {job.place.count} machines are there (within {job.wait} s)"
+            _say("starting all processes again, from the newest checkpoint" + others * (job.place.count > 1))
+        return record.levelno >= logging.ERROR
+
+    agent = logging.getLogger("torch.distributed.elastic.agent.server.api")
+    agent.setLevel(logging.INFO)
+    agent.addFilter(shown)
 
 
 def _words(job: Job) -> list:

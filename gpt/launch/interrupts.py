@@ -5,7 +5,7 @@ srun does so again. Taken singly the second would break off what the first asked
 
     0 s       SIGTERM SIGTERM SIGINT    Interrupted is raised in the main thread, once
     5 s       SIGTERM                   all ends at once
-    or 28 s   nothing                   likewise, whatever the main thread waits for
+    or 29 s   nothing                   likewise, whatever the main thread waits for
 
 A thread counts, since the main one hears of nothing while it waits inside torch.
 """

@@ -47,7 +47,7 @@ def main(asked: Namespace) -> int:
     folder = Path(tempfile.mkdtemp(prefix="gpt-dpo-launch-"))
     try:
         try:
-            Interrupts(GRACE + 3, asked.follow, at_once=lambda: shutil.rmtree(folder, ignore_errors=True))
+            Interrupts(GRACE + 2, asked.follow, at_once=lambda: shutil.rmtree(folder, ignore_errors=True))
             job = prepare(asked, folder)
             set_environment(job)
             status = run(job)
@@ -119,7 +119,11 @@ def alone(script: str | Path, *words) -> str:
 
 
 def identity(script: str, flags: list[str]) -> str:
-    """What must be the same on all machines: the project's source files, versions, the script and its flags."""
+    """What must be the same on all machines: the project's source files, versions, the script and its flags.
+
+    But for --resume, with which a machine that was away comes back to the others.
+    """
+    flags = [flag for flag in flags if flag != "--resume"]
     digest = hashlib.sha256()
     for room in ("gpt", "data", "dpo"):
         for path in sorted((ROOT / room).rglob("*.py")):
