@@ -17,6 +17,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from gpt.ending import end_with_launcher
+
+end_with_launcher()  # before the seconds in which torch is imported: a launcher may die then too
+
 import torch
 from tqdm import tqdm
 

@@ -52,7 +52,9 @@ def main(asked: Namespace) -> int:
             status = run(job)
         except Interrupted:
             status = ending.STOPPED
-        if status == ending.STOPPED and not any(note.cause for note in read_notes(folder).values()):
+        if status == ending.STOPPED and not any(
+            note.cause or note.code == ending.STOPPED for note in read_notes(folder).values()
+        ):
             print("stopped by a signal, before there was anything to save", file=sys.stderr)
             return status
         return ending.main(folder, status)
