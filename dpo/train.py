@@ -17,6 +17,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from gpt.ending import end_with_launcher
+
+end_with_launcher()  # before the seconds in which torch is imported: a launcher may die then too
+
 import torch
 from tqdm import tqdm
 
@@ -136,7 +140,7 @@ def main(flags: Flags) -> int:
             try:
                 return train(job, folder, world)
             except Stopped as stopped:
-                say(f"\n{stopped}", world)
+                say(str(stopped), world)
                 return 143
 
 
@@ -204,17 +208,17 @@ def train(job: Job, folder: RunFolder, world: World) -> int:
 
     watch = Watch(policy, job.train, train_reference, plan, flags.pairs)
     log_every = flags.log_every or (1 if world.device.type == "cpu" else 10)
+    bar = tqdm(
+        steps_of(done + 1, steps, len(job.train.ids), flags.batch, flags.seed),
+        initial=done,
+        total=steps,
+        desc=loss.terms[0].name,
+        unit="step",
+        disable=not world.is_main,
+    )
     try:
         if (not done or due(done, flags.eval_every)) and agree(folder.last_split(), world) != "held-out":
             evaluate(done)  # also where the run was cut off between its checkpoint and its evaluation
-        bar = tqdm(
-            steps_of(done + 1, steps, len(job.train.ids), flags.batch, flags.seed),
-            initial=done,
-            total=steps,
-            desc=loss.terms[0].name,
-            unit="step",
-            disable=not world.is_main,
-        )
         watch.restart()
         for step, indices in bar:
             torch.manual_seed((flags.seed * 1_000_003 + step) * 4096 + world.rank)  # for dropout, and nothing else
@@ -237,6 +241,7 @@ def train(job: Job, folder: RunFolder, world: World) -> int:
             watch.restart()
     except Stopped:  # between two forward passes: what the unfinished step added up is dropped
         look()
+        bar.close()
         save(done)
         raise Stopped(f"stopped by a signal after step {done}; continue with --resume --out {folder.path}") from None
     bar.close()

@@ -146,9 +146,8 @@ def run(commands: Callable | dict[str, tuple[Callable, type]], cls: type | None 
         code = _chosen(commands) if cls is None else commands(parse(cls))
         sys.stdout.flush()
         if code:
-            code = close(
-                "stopped by a signal" if code == STOPPED else f"left with {code}", code, said=True, everywhere=True
-            )  # the command has said why
+            line = "stopped by a signal" if code == STOPPED else f"left with {code}"
+            code = close(line, code, said=True, everywhere=True)  # the command has said why
     except EndedBefore:
         code = end_again(told=True)
     except UserError as error:

@@ -23,10 +23,11 @@ from traceback import format_exception
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from gpt.note import Note, attempt_of, first_cause, note_of_this_process, read_notes, write
+from gpt.launched import under_torchrun
+from gpt.note import STOPPED, Note, attempt_of, first_cause, note_of_this_process, read_notes, write
 
-STOPPED = 143  # the exit code of a run that a signal stopped
-ASKED_FOR = (STOPPED, 130)  # and of Ctrl+C: no errors
+LAUNCHER = "GPT_DPO_LAUNCHER"  # set by launch.sh for the processes that it starts: its process number
+ASKED_FOR = (STOPPED, 130)  # the exit codes of a stop by a signal and by Ctrl+C, which are no errors
 LOST = re.compile(  # what gloo, torch's store and nccl say when another process, or the network between, is gone
     r"Connection (?:closed|reset) by peer|Connection was likely closed|Connection refused|closed by remote peer|Broken pipe"
     r"|No route to host|Network is unreachable|connectFullMesh failed|Timed out waiting \d+ms|wait timeout after \d+ms"
@@ -126,13 +127,15 @@ def lost_contact(error: BaseException) -> str | None:
 
 
 def end_with_launcher(every: float = 0.5) -> None:
-    """End this process soon after the one that started it, even while it waits for others that will never answer.
+    """Under torchrun: end this process soon after the one that started it, whatever it waits for meanwhile.
 
-    To be called early: a launcher that is gone already was another.
+    launch.sh says which one that is. torchrun does not: so it must still be there when this is called.
     """
-    if any(thread.name == end_with_launcher.__name__ for thread in threading.enumerate()):
+    running = any(thread.name == end_with_launcher.__name__ for thread in threading.enumerate())
+    if running or not under_torchrun():
         return
-    launcher = os.getppid()
+    told = os.environ.get(LAUNCHER, "")
+    launcher = int(told) if told.isdecimal() else os.getppid()
 
     def watch() -> None:
         while os.getppid() == launcher:
@@ -149,7 +152,7 @@ def _own() -> Path | None:
 
 
 def _launch_sh_tells() -> bool:
-    return "GPT_DPO_LAUNCHER" in os.environ
+    return LAUNCHER in os.environ
 
 
 def _cause_before() -> tuple[Path, Note] | None:
@@ -157,9 +160,11 @@ def _cause_before() -> tuple[Path, Note] | None:
     own = _own()
     if not own or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
         return None
-    now = attempt_of(own)
-    notes = read_notes(own.parent.parent.parent)
-    return first_cause({path: note for path, note in notes.items() if note.cause and note.attempt < now})
+    with suppress(ValueError):  # a launcher that has folders of another kind
+        now = attempt_of(own)
+        notes = read_notes(own.parent.parent.parent)
+        return first_cause({path: note for path, note in notes.items() if note.cause and note.attempt < now})
+    return None
 
 
 def _speaks() -> bool:
@@ -221,7 +226,8 @@ def _silent(path: Path, note: Note) -> str:
     folders = [folder for folder in path.parent.parent.iterdir() if folder.name.isdecimal()]
     ranks = sorted(first + int(folder.name) for folder in folders if not (folder / path.name).exists())
     if not ranks:
-        return "; the network failed, or another machine; continue with --resume"
+        elsewhere = "; the network failed, or another machine" if len(folders) < note.size else ""
+        return f"{elsewhere}; continue with --resume"
     which = f"process{'es' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
     return f"; {which} hung or died without a word (out of memory? see dmesg); continue with --resume"
 

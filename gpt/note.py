@@ -19,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+STOPPED = 143  # the exit code of a run that a signal stopped
 LINE, DETAILS, FILE = 2_000, 20_000, 2**19  # the most letters of a line and of a traceback, the most bytes of a file
 
 
@@ -63,7 +64,10 @@ def read_notes(folder: Path) -> dict[Path, Note]:
 
 
 def first_cause(notes: dict[Path, Note]) -> tuple[Path, Note] | None:
-    """What ended all of them: the earliest cause of the last attempt that has one; without a cause the earliest loss."""
+    """What ended all of them: the earliest cause of the last attempt that has one.
+
+    Without a cause the earliest loss, one that was met while stopping before others.
+    """
     return min(notes.items(), key=lambda found: _order(found[1]), default=None)
 
 
@@ -76,7 +80,7 @@ def attempt_of(path: Path) -> int:
 
 
 def _order(note: Note) -> tuple:
-    return not note.cause, -note.attempt, note.time
+    return not note.cause, -note.attempt, note.code != STOPPED, note.time
 
 
 def _read(path: Path) -> Note | None:

@@ -2,7 +2,7 @@
 
     first signal                        the step is given up at its next micro-batch, the last finished one is saved
     another one, a second or more on    this process ends at once, whatever it is waiting for
-    no stop after 25 seconds            so does one of several: another one does not answer, and torchrun kills after 30
+    no stop after 20 seconds            so does one of several: another one does not answer, and torchrun kills after 25
 
 One request may come twice within that second: Slurm signals every process of a job, and torchrun passes its own on.
 """
@@ -24,7 +24,7 @@ from gpt.parallel import World, add_up
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # asked by a scheduler, by Ctrl+C, by a terminal that closed
 ASK, MOST = 2.0, 16  # seconds, and calls, after which processes ask each other whether to stop
-SAME, PATIENCE = 1.0, 25.0  # seconds within which signals are one request; within which it is met
+SAME, PATIENCE = 1.0, 20.0  # seconds within which signals are one request; within which it is met
 
 
 class Stopped(Exception):
@@ -83,9 +83,9 @@ class StopSignal:
             if heard and signal.getsignal(heard[0]) == self._note:
                 first = first or now
                 if now - first >= SAME:
-                    _end_at_once("ended at once by a second signal")
+                    _end_at_once("ended at once by a second signal; continue with --resume", cause=True)
             if first and now - first >= PATIENCE and self.world.size > 1 and not self.stopped:
-                _end_at_once("stopped by a signal while another process did not answer")
+                _end_at_once("stopped by a signal while another process did not answer", cause=False)
 
 
 class _Lasting(FileIO):
@@ -106,11 +106,14 @@ def _lasting(stream: TextIO, original: TextIO) -> TextIO:
         return stream
     stream.flush()
     raw = BufferedWriter(_Lasting(stream.fileno(), "w", closefd=False))
-    return TextIOWrapper(raw, stream.encoding, stream.errors, line_buffering=stream.line_buffering)
+    return TextIOWrapper(
+        raw, stream.encoding, stream.errors, line_buffering=stream.line_buffering, write_through=stream.write_through
+    )
 
 
-def _end_at_once(why: str) -> None:
+def _end_at_once(why: str, cause: bool) -> None:
+    """cause: False where it was perhaps torchrun that signalled, since another process had died: a restart may help."""
     try:
-        close(f"{why}; continue with --resume", STOPPED)
+        close(why, STOPPED, cause=cause)
     finally:
         os._exit(STOPPED)

@@ -55,7 +55,8 @@ def set_environment(job: Job) -> None:
         chosen["NCCL_SOCKET_IFNAME"] = job.interface
     for name, value in chosen.items():
         os.environ.setdefault(name, value)
-    os.environ["GPT_DPO_LAUNCHER"] = "launch.sh"  # by which workers know that somebody says how they ended
+    # By this workers know that somebody says how they ended, and with whom they end.
+    os.environ["GPT_DPO_LAUNCHER"] = str(os.getpid())
     # A store that outlives an attempt has the addresses of dead processes, and the next attempt calls them.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
 

@@ -63,7 +63,8 @@ def main(asked: Namespace) -> int:
 
 def last_word(folder: Path, status: int) -> int:
     """Say how it ended. Returns the exit code."""
-    if status == ending.STOPPED and not any(note.cause for note in read_notes(folder).values()):
+    notes = read_notes(folder).values()
+    if status == ending.STOPPED and not any(note.cause or note.code == ending.STOPPED for note in notes):
         print("stopped by a signal, before there was anything to save", file=sys.stderr)
         return status
     return ending.main(folder, status)
