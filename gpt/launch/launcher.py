@@ -63,7 +63,7 @@ def main(asked: Namespace) -> int:
 def last_word(folder: Path, status: int) -> int:
     """Say how it ended. Returns the exit code."""
     if status == ending.STOPPED and not any(note.cause for note in read_notes(folder).values()):
-        print("stopped by a signal, before there was anything to save", file=sys.stderr)
+        print("stopped by a signal", file=sys.stderr)
         return status
     return ending.main(folder, status)
 
@@ -153,3 +153,5 @@ if __name__ == "__main__":
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except Interrupted:  # while the last word was said
+        sys.exit(ending.STOPPED)
