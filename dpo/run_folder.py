@@ -44,7 +44,10 @@ class RunFolder:
         if self.lock.exists():
             with held(self.lock, WAIT if resume else 0.0, f"--out {self.path}", shared=True):
                 pass
-        taken = self.path.is_dir() and any(path != self.lock for path in self.path.iterdir())
+        taken = self.path.is_dir() and any(
+            path != self.lock and path.suffix != ".part"
+            for path in self.path.iterdir()  # what a killed run had begun
+        )
         if taken and not resume:
             what = (
                 "holds another run; continue it with --resume, or"

@@ -226,7 +226,7 @@ def train(job: Job, folder: RunFolder, world: World) -> int:
             torch.manual_seed((flags.seed * 1_000_003 + step) * 4096 + world.rank)  # for dropout, and nothing else
             model.train()
             totals, log_ratio = add_gradients(model, job.train, train_reference, indices, plan)
-            if step == 1 and loss.needs_reference and not flags.reference and not flags.dropout:
+            if step == 1 and loss.needs_reference and not (flags.reference or flags.dropout) and totals.sound:
                 check_unmoved(float(log_ratio), settings["precision"])
             rate = learning_rate(step, steps, job.lr, flags.warmup)
             norm = update(optimizer, rate, flags.grad_clip, totals.sound)

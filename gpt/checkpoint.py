@@ -72,12 +72,18 @@ def save_checkpoint(
 
 
 def latest_checkpoint(folder: Path, tell: Callable[[str], None] = print) -> tuple[Path, dict] | None:
-    """The newest whole checkpoint and its state, or None. A damaged one is passed over, and `tell` is told of it."""
-    for path in reversed(_checkpoints(folder)):
+    """The newest whole checkpoint and its state, or None where there is none yet. A damaged one is passed over, and `tell`
+    is told of it. Raises UserError where all are damaged: to begin anew is for the user to decide."""
+    found = _checkpoints(folder)
+    for path in reversed(found):
         with suppress(UserError):
             if is_sealed(path, _files(path)) and isinstance(state := read_json(path / FILES[2], 2**24), dict):
                 return path, state
         tell(f"{path} is damaged or unfinished, the one before is used")
+    if found:
+        raise UserError(
+            f"{folder}: every checkpoint there is damaged; to begin anew remove the folder, or name a new --out"
+        )
     return None
 
 

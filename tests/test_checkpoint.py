@@ -264,10 +264,12 @@ def test_a_missing_file_makes_the_one_before_be_used_and_its_path_be_printed_onc
     assert len(printed) == 1 and str(two / "step-000003") in printed[0]
 
 
-def test_with_every_checkpoint_damaged_or_none_there_is_none(two, tmp_path):
+def test_with_every_checkpoint_damaged_it_is_for_the_user_to_begin_anew_and_without_any_there_is_none(two, tmp_path):
     for path in two.glob("step-*"):
         (path / "state.json").write_text("")
-    assert latest_checkpoint(two) is None
+    with pytest.raises(UserError, match="every checkpoint there is damaged") as caught:
+        latest_checkpoint(two)
+    assert str(two) in str(caught.value) and "\n" not in str(caught.value)
     assert latest_checkpoint(tmp_path / "nowhere") is None
     (tmp_path / "empty").mkdir()
     assert latest_checkpoint(tmp_path / "empty") is None

@@ -266,7 +266,8 @@ def test_a_run_folder_whose_state_is_a_pickle_is_no_checkpoint(tmp_path, mark):
     checkpoint_of(folder, "{}")
     assert latest_checkpoint(folder.parent) == (folder, {})
     (folder / "state.json").write_bytes(pickle.dumps(Bomb(mark)))
-    assert latest_checkpoint(folder.parent) is None
+    with pytest.raises(UserError, match="every checkpoint there is damaged"):
+        latest_checkpoint(folder.parent)
 
 
 # What is too large, too deep, or no number
@@ -636,7 +637,8 @@ def test_a_bomb_in_a_checkpoint_makes_it_a_damaged_one(tmp_path, name, what):
     content = "[]" if what == "a list" else BOMBS[what]
     checkpoint_of(folder, content if name == "state.json" else "{}")
     (folder / name).write_text(content)
-    assert latest_checkpoint(folder.parent) is None
+    with pytest.raises(UserError, match="every checkpoint there is damaged"):
+        latest_checkpoint(folder.parent)
 
 
 @pytest.mark.parametrize("what", ["lists in lists", "objects in objects", "a list"])

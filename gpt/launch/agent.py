@@ -20,6 +20,7 @@ from gpt.launch.place import Place
 from gpt.note import Note, write
 
 GRACE = 27  # seconds that workers have to save and leave, two more than they wait for each other; Slurm kills after 30
+SILENT = 15  # seconds after which machine 0, if it does not answer, is lost
 
 
 class Job(NamedTuple):
@@ -106,7 +107,7 @@ def _words(job: Job) -> list:
         endpoint, settings, name = job.folder / "rendezvous", "store_type=file", job.address
     else:
         endpoint = f"[{place.address}]:{place.port}" if ":" in place.address else f"{place.address}:{place.port}"
-        settings = f"is_host={str(place.rank == 0).lower()},join_timeout={job.wait}"
+        settings = f"is_host={str(place.rank == 0).lower()},join_timeout={job.wait},read_timeout={SILENT}"
         # Machines are numbered in the order of these names; the first is called by its name, and no other.
         name = f"node-{place.rank:06}" if place.rank else job.address
     return [*words, "--rdzv-endpoint", endpoint, "--rdzv-conf", settings, "--local-addr", name]

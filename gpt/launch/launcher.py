@@ -33,6 +33,7 @@ from gpt.launch.place import number, this_place
 from gpt.note import read_notes
 
 ROOT = Path(__file__).resolve().parents[2]
+PLACES = {"--init", "--out", "--pairs", "--reference"}
 LOGS = {
     "LOGLEVEL": "INFO",
     "NCCL_DEBUG": "INFO",
@@ -121,8 +122,11 @@ def alone(script: str | Path, *words) -> str:
 def identity(script: str, flags: list[str]) -> str:
     """What must be the same on all machines: the project's source files, versions, the script and its flags.
 
-    But for --resume, with which a machine that was away comes back to the others.
+    But for --resume, with which a machine that was away comes back to the others, and for places, which are each
+    machine's own: the processes compare what lies there.
     """
+    before = ["", *flags]
+    flags = [flag for last, flag in zip(before, flags) if not {last, flag.partition("=")[0]} & PLACES]
     flags = [flag for flag in flags if flag != "--resume"]
     digest = hashlib.sha256()
     for room in ("gpt", "data", "dpo"):
