@@ -133,7 +133,8 @@ def main(flags: Flags) -> int:
     if flags.dry_run:
         return 0
     with join(flags.device, flags.timeout) as world:
-        must_agree({name: value for name, value in asdict(flags).items() if name not in OWN}, world)
+        same = asdict(flags) | {"resume": resumes(flags)}
+        must_agree({name: value for name, value in same.items() if name not in OWN}, world)
         folder = RunFolder(agree(flags.out or kept_over_restarts("out", lambda: new_folder(job)), world))
         with ExitStack() as stack:
             on_main(lambda: stack.enter_context(folder.held()) and None, world)
@@ -147,6 +148,11 @@ def main(flags: Flags) -> int:
 OWN = ("out", "pairs", "init", "reference")  # of each machine; what lies there is compared by hash
 
 
+def resumes(flags: Flags) -> bool:
+    """As --resume says, and whenever torchrun starts a process again: a machine that comes back is new, the others are not."""
+    return flags.resume or restarts() > 0
+
+
 def new_folder(job: Job) -> str:
     """Where a run goes that was told no place."""
     return f"runs/{job.loss.terms[0].name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
@@ -155,7 +161,7 @@ def new_folder(job: Job) -> str:
 def train(job: Job, folder: RunFolder, world: World) -> int:
     """The run. Returns the exit code. Raises Stopped after a signal, with the last finished step saved."""
     flags, loss, steps = job.flags, job.loss, job.steps
-    left = LeftOff.of(folder, world) if flags.resume or restarts() else LeftOff()
+    left = LeftOff.of(folder, world) if resumes(flags) else LeftOff()
     settings = job.settings(world, left.settings)
     must_agree(settings, world)
     left.check_same(settings, asdict(Flags()), folder)

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -126,16 +126,37 @@ def test_a_signal_to_one_machine_stops_both(two, tmp_path, asked):
     assert "continue with --resume" in said[0], said
 
 
+def killed(pids: list[int]) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
 @pytest.mark.slow
-def test_a_worker_killed_on_one_machine_restarts_both(two, tmp_path):
-    launch(two, *run_of(tmp_path / "whole", 60))
-    jobs = [start(machine, rank, two[0], *run_of(tmp_path / "run", 60)) for rank, machine in enumerate(two)]
+def test_a_killed_worker_and_a_machine_that_was_away_change_no_bit(two, tmp_path):
+    launch(two, *run_of(tmp_path / "whole", 90))
+    again = run_of(tmp_path / "run", 90)
+    jobs = [start(machine, rank, two[0], *again) for rank, machine in enumerate(two)]
     until(lambda: len(metrics(tmp_path / "run")) >= 10, 120)
-    workers = [pid for pid in two[1].processes() if "RANK=3" in Path(f"/proc/{pid}/environ").read_text().split("\0")]
-    os.kill(workers[0], signal.SIGKILL)
+    killed([pid for pid in two[1].processes() if "RANK=3" in Path(f"/proc/{pid}/environ").read_text().split("\0")])
+    until(lambda: len(metrics(tmp_path / "run")) < 10, 60)
+    until(lambda: len(metrics(tmp_path / "run")) >= 40, 120)
+    killed(two[1].processes())  # as when it loses its power
+    jobs[1].communicate()
+    jobs[1] = start(two[1], 1, two[0], *again, "--resume")
     ended(jobs, 0)
     whole, run = (tmp_path / name / "model/model.safetensors" for name in ("whole", "run"))
     assert run.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.slow
+def test_a_machine_that_does_not_come_back_is_said(two, tmp_path):
+    jobs = [start(machine, rank, two[0], *run_of(tmp_path / "run", 500)) for rank, machine in enumerate(two)]
+    until(lambda: len(metrics(tmp_path / "run")) >= 4, 120)
+    killed(two[0].processes())  # machine 0, where all meet: at once; another one would be waited for
+    jobs[0].communicate()
+    (said,) = ended(jobs[1:], 1, limit=40)
+    assert "lost machine 0, where all meet" in said and "continue with --resume" in said.splitlines()[-1]
 
 
 SRUN = """#!/usr/bin/env python3

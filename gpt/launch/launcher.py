@@ -65,7 +65,7 @@ def last_word(folder: Path, status: int) -> int:
     """Say how it ended. Returns the exit code."""
     notes = read_notes(folder).values()
     if status == ending.STOPPED and not any(note.cause or note.code == ending.STOPPED for note in notes):
-        print("stopped by a signal, before there was anything to save", file=sys.stderr)
+        print("stopped by a signal", file=sys.stderr)
         return status
     return ending.main(folder, status)
 
@@ -158,3 +158,5 @@ if __name__ == "__main__":
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except Interrupted:  # while the last word was said
+        sys.exit(ending.STOPPED)
