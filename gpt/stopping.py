@@ -106,9 +106,8 @@ def _lasting(stream: TextIO, original: TextIO) -> TextIO:
         return stream
     stream.flush()
     raw = BufferedWriter(_Lasting(stream.fileno(), "w", closefd=False))
-    return TextIOWrapper(
-        raw, stream.encoding, stream.errors, line_buffering=stream.line_buffering, write_through=stream.write_through
-    )
+    at_once = stream.line_buffering or stream.write_through  # python -u
+    return TextIOWrapper(raw, stream.encoding, stream.errors, line_buffering=at_once)
 
 
 def _end_at_once(why: str, cause: bool) -> None:
