@@ -99,7 +99,7 @@ def test_two_machines_train_as_one_process_does(two, tmp_path):
 def test_a_machine_that_does_not_come_is_named(two):
     began = time.monotonic()
     (said,) = ended([start(two[0], 0, two[0], "check", WAIT="5")], 2)
-    assert "node 1" in said.splitlines()[-1] and "error: " in said.splitlines()[-1], said
+    assert "node 1" in said.rstrip().splitlines()[-1] and "error: " in said.rstrip().splitlines()[-1], said
     assert time.monotonic() - began < 30
 
 
@@ -156,7 +156,7 @@ def test_a_machine_that_does_not_come_back_is_said(two, tmp_path):
     killed(two[0].processes())  # machine 0, where all meet: at once; another one would be waited for
     jobs[0].communicate()
     (said,) = ended(jobs[1:], 1, limit=40)
-    assert "lost machine 0, where all meet" in said and "continue with --resume" in said.splitlines()[-1]
+    assert "lost machine 0, where all meet" in said and "continue with --resume" in said.rstrip().splitlines()[-1]
 
 
 SRUN = """#!/usr/bin/env python3
