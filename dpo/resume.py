@@ -5,9 +5,12 @@ those of two different runs. How many processes there are, and where things lie,
 """
 
 import json
+import os
+import time
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from torch import nn
 
 from dpo.card import model_card
@@ -15,9 +18,10 @@ from dpo.job import Job
 from dpo.run_folder import RunFolder
 from gpt.checkpoint import best_checkpoint, latest_checkpoint, load_checkpoint
 from gpt.command import UserError
+from gpt.launched import restarts
 from gpt.lora import add_lora, merged, save_adapter
 from gpt.model import GPT
-from gpt.parallel import World, gathered, is_sharded, on_main, parameters_at_rest, say
+from gpt.parallel import World, gathered, is_sharded, on_main, parameters_at_rest, say, spread
 from gpt.weights import save_gpt
 
 
@@ -47,6 +51,38 @@ class LeftOff(NamedTuple):
                 f"--resume: {', '.join(differ)} differ from what {folder.path} was started with; "
                 "give the same flags, or a new --out"
             )
+
+
+def resumes(asked: bool) -> bool:
+    """As --resume asks, and whenever torchrun starts a process again: a machine that comes back is new, the others are not."""
+    return asked or restarts() > 0
+
+
+def new_folder(job: Job) -> str:
+    """Where a run goes that was told no place."""
+    return f"runs/{job.loss.terms[0].name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+
+
+class SaveClock:
+    """Rings `seconds` after it was started, by the main process's time, in all processes alike; with 0 seconds never.
+
+    So a crash costs minutes at most, whatever a step takes, and a run of short steps does not spend its time on saving.
+    """
+
+    def __init__(self, seconds: float, world: World):
+        self.seconds, self.world = seconds, world
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin to count anew."""
+        self.began = time.monotonic()
+
+    def rings(self) -> bool:
+        """Whether it is time. All processes must ask equally often."""
+        if not self.seconds:
+            return False
+        over = torch.tensor(int(time.monotonic() - self.began > self.seconds), device=self.world.device)
+        return bool(spread(over, self.world))
 
 
 def held_out_losses(folder: RunFolder) -> dict[int, float]:

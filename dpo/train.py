@@ -10,7 +10,6 @@ What happens in a step stands in dpo/step.py; what is checked before, in dpo/job
 import os
 import platform
 import sys
-import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ from dpo.forward import Way
 from dpo.job import Job
 from dpo.losses.family import table
 from dpo.order import Limit, steps_of
-from dpo.resume import LeftOff, export, held_out_losses
+from dpo.resume import LeftOff, SaveClock, export, held_out_losses, new_folder, resumes
 from dpo.run_folder import SHOWN, RunFolder
 from dpo.step import Plan, add_gradients, check_unmoved, held_out_metrics
 from dpo.watch import Done, Watch
@@ -37,7 +36,7 @@ from gpt.checkpoint import load_checkpoint, save_checkpoint
 from gpt.command import flag, run
 from gpt.device import peak_memory
 from gpt.joining import join, must_agree
-from gpt.launched import kept_over_restarts, restarts
+from gpt.launched import kept_over_restarts
 from gpt.memory import keep_freed_memory
 from gpt.optim import adamw, learning_rate, update
 from gpt.parallel import World, agree, on_main, replicate, say
@@ -103,7 +102,8 @@ class Flags:
         "steps between looks at what a device computed; 0: 1 on cpu, 10 on others, which compute on meanwhile",
         "running",
     )
-    save_every: int = flag(0, "steps between checkpoints; 0: at the end only", "running")
+    save_every: int = flag(0, "steps between checkpoints; 0: none but those of --save-minutes and the last", "running")
+    save_minutes: float = flag(10.0, "minutes after which one is saved in any case; 0: none", "running")
     keep: int = flag(2, "newest checkpoints to keep; the one best on held-out pairs is kept beside them", "running")
     export: str = flag(
         "last", "which weights model/ gets: the last, or the best on held-out pairs", "running", ("last", "best")
@@ -133,7 +133,7 @@ def main(flags: Flags) -> int:
     if flags.dry_run:
         return 0
     with join(flags.device, flags.timeout) as world:
-        same = asdict(flags) | {"resume": resumes(flags)}
+        same = asdict(flags) | {"resume": resumes(flags.resume)}
         must_agree({name: value for name, value in same.items() if name not in OWN}, world)
         folder = RunFolder(agree(flags.out or kept_over_restarts("out", lambda: new_folder(job)), world))
         with ExitStack() as stack:
@@ -148,20 +148,10 @@ def main(flags: Flags) -> int:
 OWN = ("out", "pairs", "init", "reference")  # of each machine; what lies there is compared by hash
 
 
-def resumes(flags: Flags) -> bool:
-    """As --resume says, and whenever torchrun starts a process again: a machine that comes back is new, the others are not."""
-    return flags.resume or restarts() > 0
-
-
-def new_folder(job: Job) -> str:
-    """Where a run goes that was told no place."""
-    return f"runs/{job.loss.terms[0].name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-
-
 def train(job: Job, folder: RunFolder, world: World) -> int:
     """The run. Returns the exit code. Raises Stopped after a signal, with the last finished step saved."""
     flags, loss, steps = job.flags, job.loss, job.steps
-    left = LeftOff.of(folder, world) if resumes(flags) else LeftOff()
+    left = LeftOff.of(folder, world) if resumes(flags.resume) else LeftOff()
     settings = job.settings(world, left.settings)
     must_agree(settings, world)
     left.check_same(settings, asdict(Flags()), folder)
@@ -213,6 +203,7 @@ def train(job: Job, folder: RunFolder, world: World) -> int:
                 bar.set_postfix({short: f"{line[name]:.3g}" for short, name in BAR.items() if name in line})
 
     watch = Watch(policy, job.train, train_reference, plan, flags.pairs)
+    clock = SaveClock(60 * flags.save_minutes, world)
     log_every = flags.log_every or (1 if world.device.type == "cpu" else 10)
     bar = tqdm(
         steps_of(done + 1, steps, len(job.train.ids), flags.batch, flags.seed),
@@ -226,6 +217,7 @@ def train(job: Job, folder: RunFolder, world: World) -> int:
         if (not done or due(done, flags.eval_every)) and agree(folder.last_split(), world) != "held-out":
             evaluate(done)  # also where the run was cut off between its checkpoint and its evaluation
         watch.restart()
+        clock.restart()
         for step, indices in bar:
             torch.manual_seed((flags.seed * 1_000_003 + step) * 4096 + world.rank)  # for dropout, and nothing else
             model.train()
@@ -240,8 +232,9 @@ def train(job: Job, folder: RunFolder, world: World) -> int:
             if not (due(step, log_every) or due(step, flags.save_every) or due(step, flags.eval_every)):
                 continue
             look()
-            if due(step, flags.save_every):
+            if due(step, flags.save_every) or clock.rings():
                 save(step)
+                clock.restart()
             if due(step, flags.eval_every):
                 evaluate(step)
             watch.restart()

@@ -10,10 +10,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from data.rules import preference_rows
+from data.pairs import write_rows
+from data.rules import preference_rows, sft_rows
 from dpo.rows import Ids
 from gpt.model import GPT, GPTConfig
 from gpt.tokenizer import Tokenizer, train_bpe
+from gpt.weights import save_gpt
 
 # The machine that runs the tests may be busy: how long an example takes says nothing.
 settings.register_profile("toy", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
@@ -77,3 +79,20 @@ def random_ids():
         ]
 
     return make
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory) -> Path:
+    """A folder with a toy model, 37 pairs to train on or hold out, and rows for SFT."""
+    folder = tmp_path_factory.mktemp("toy")
+    rows = preference_rows(37)
+    tokenizer = train_bpe([f"{r['instruction']} {r['input']} {r['chosen']} {r['rejected']}" for r in rows], 320)
+    torch.manual_seed(0)
+    save_gpt(
+        folder / "model",
+        GPT(GPTConfig(vocab_size=tokenizer.vocab_size, n_positions=256, n_embd=32, n_layer=2, n_head=2)),
+        tokenizer,
+    )
+    write_rows(folder / "pairs.jsonl", rows)
+    write_rows(folder / "sft.jsonl", sft_rows(37))
+    return folder

@@ -15,33 +15,15 @@ from safetensors.torch import load_file
 from transformers import AutoConfig
 
 from data.pairs import write_rows
-from data.rules import preference_rows, sft_rows
+from data.rules import preference_rows
 from dpo.job import Job, memory_summary
 from dpo.train import Flags
 from gpt.command import UserError, parse
 from gpt.model import GPT, GPTConfig
-from gpt.tokenizer import train_bpe
-from gpt.weights import load_gpt, save_gpt
+from gpt.weights import load_gpt
 from tests.processes import ENVIRONMENT, ROOT, call, command
 
 TRAIN = ROOT / "dpo" / "train.py"
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory) -> Path:
-    """A folder with a toy model, 37 pairs to train on or hold out, and rows for SFT."""
-    folder = tmp_path_factory.mktemp("toy")
-    rows = preference_rows(37)
-    tokenizer = train_bpe([f"{r['instruction']} {r['input']} {r['chosen']} {r['rejected']}" for r in rows], 320)
-    torch.manual_seed(0)
-    save_gpt(
-        folder / "model",
-        GPT(GPTConfig(vocab_size=tokenizer.vocab_size, n_positions=256, n_embd=32, n_layer=2, n_head=2)),
-        tokenizer,
-    )
-    write_rows(folder / "pairs.jsonl", rows)
-    write_rows(folder / "sft.jsonl", sft_rows(37))
-    return folder
 
 
 def flags_for(toy: Path, *flags) -> list:

@@ -1,0 +1,66 @@
+"""dpo/resume.py: which checkpoints a run leaves and when, which of them is best, and what is exported."""
+
+import json
+import shutil
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.test_train import metrics, train
+
+
+def steps_kept(run) -> list[int]:
+    return sorted(int(path.name.removeprefix("step-")) for path in (run / "checkpoints").iterdir())
+
+
+def weights(folder) -> dict:
+    return {name: value.tolist() for name, value in load_file(folder / "model.safetensors").items()}
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+def test_a_checkpoint_is_due_when_the_minutes_are_over_and_changes_no_bit(toy, processes):
+    common = ["--steps", 4, "--eval-every", 0, "--keep", 9]
+    for minutes in (0, 1e-6):
+        train(
+            toy, *common, "--save-minutes", minutes, "--out", toy / f"clock-{processes}-{minutes}", processes=processes
+        )
+    never, always = toy / f"clock-{processes}-0", toy / f"clock-{processes}-1e-06"
+    assert steps_kept(never) == [4] and steps_kept(always) == [1, 2, 3, 4]
+    assert weights(never / "model") == weights(always / "model")
+
+
+@pytest.fixture(scope="module")
+def overtrained(toy):
+    """A run of 8 steps that ends with a rate so high that its last evaluations are worse than its first ones."""
+    run = toy / "overtrained"
+    flags = ["--steps", 8, "--lr", 0.3, "--eval-every", 1, "--save-every", 1, "--grad-clip", 0, "--warmup", 0.9]
+    done = train(toy, *flags, "--out", run)
+    return run, flags, done.stdout
+
+
+def test_the_best_is_kept_beside_the_newest_and_named_at_the_end(overtrained):
+    run, _, said = overtrained
+    losses = {line["step"]: line["loss"] for line in metrics(run) if line["split"] == "held-out" and line["step"] > 0}
+    best = min(losses, key=losses.get)
+    assert best < 7  # or this run shows nothing
+    assert steps_kept(run) == [best, 7, 8]
+    assert f"step-{best:06d}, by the loss on held-out pairs; --export best writes that one" in said
+    assert weights(run / "model") == pytest.approx(weights(run / "checkpoints/step-000008"))
+
+
+def test_export_best_writes_the_weights_of_the_best_step_and_the_run_goes_on_from_the_last(toy, overtrained):
+    run, flags, _ = overtrained
+    again = toy / "exported"
+    shutil.copytree(run, again)
+    shutil.rmtree(again / "model")
+    best = steps_kept(run)[0]
+    done = train(toy, *flags, "--out", again, "--resume", "--export", "best")
+    assert f"step-{best:06d}, by the loss on held-out pairs; exported" in done.stdout
+    saved, kept = (
+        load_file(again / "model/model.safetensors"),
+        load_file(run / f"checkpoints/step-{best:06d}/model.safetensors"),
+    )
+    for name, value in kept.items():
+        theirs = saved[name]
+        assert (theirs if theirs.shape == value.shape else theirs.T).equal(value) or theirs.T.equal(value), name
+    assert json.loads((again / "run.json").read_text())["flags"]["export"] == "best"
