@@ -105,9 +105,9 @@ def _lasting(stream: TextIO, original: TextIO) -> TextIO:
     if stream is not original:  # somebody's own, such as a test's
         return stream
     stream.flush()
-    raw = BufferedWriter(_Lasting(stream.fileno(), "w", closefd=False))
-    at_once = stream.line_buffering or stream.write_through  # python -u
-    return TextIOWrapper(raw, stream.encoding, stream.errors, line_buffering=at_once)
+    raw = _Lasting(stream.fileno(), "w", closefd=False)
+    how = dict(line_buffering=stream.line_buffering, write_through=stream.write_through)
+    return TextIOWrapper(raw if stream.write_through else BufferedWriter(raw), stream.encoding, stream.errors, **how)
 
 
 def _end_at_once(why: str, cause: bool) -> None:

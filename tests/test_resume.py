@@ -33,7 +33,7 @@ def test_a_checkpoint_is_due_when_the_minutes_are_over_and_changes_no_bit(toy, p
 def overtrained(toy):
     """A run of 8 steps that ends with a rate so high that its last evaluations are worse than its first ones."""
     run = toy / "overtrained"
-    flags = ["--steps", 8, "--lr", 0.3, "--eval-every", 1, "--save-every", 1, "--grad-clip", 0, "--warmup", 0.9]
+    flags = ["--loss", "sft", "--steps", 8, "--lr", 1.0, "--eval-every", 1, "--save-every", 1, "--grad-clip", 0, "--warmup", 0.9]
     done = train(toy, *flags, "--out", run)
     return run, flags, done.stdout
 

@@ -247,7 +247,27 @@ def test_who_waits_for_a_process_that_never_answers_ends_by_itself_before_it_is_
     assert run.ending() == (143, "stopped by a signal while another process did not answer; continue with --resume\n")
 
 
-# Where nobody reads any more
+# What is said, and where nobody reads any more
+
+SAYS = """
+import sys, torch
+from gpt.parallel import World
+from gpt.stopping import StopSignal
+StopSignal(World(0, 1, torch.device("cpu")))
+for word in ("bar", "\\n", "caf\u00e9"):
+    sys.stderr.write(word)
+print("line")
+print("said", flush=True)
+sys.stderr.write("end")
+"""
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_what_is_said_keeps_its_order_and_its_letters(tmp_path, unbuffered):
+    told = ENVIRONMENT | TOLD | {"PYTHONUNBUFFERED": unbuffered, "PYTHONIOENCODING": "latin-1:replace"}
+    done = subprocess.run([sys.executable, "-c", SAYS], env=told, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    out = done.stdout.replace(b"line\nsaid\n", b"|")
+    assert out in ((b"bar\ncaf\xe9|end",) if unbuffered else (b"bar\ncaf\xe9|end", b"bar\n|caf\xe9end"))
 
 
 @needs_proc
