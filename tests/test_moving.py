@@ -9,16 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from data.pairs import Pair, write_rows
-from data.rules import preference_rows
+from data.pairs import Pair
 from dpo.examples import in_memory
 from dpo.forward import ANY, Way
 from dpo.moving import Moving, frozen_copy
 from dpo.order import Limit
-from gpt.model import GPT, GPTConfig
 from gpt.parallel import World
-from gpt.tokenizer import train_bpe
-from gpt.weights import save_gpt
 from tests.processes import ROOT, call
 
 WAY = Way(Limit(4, ANY), "fp32", World(0, 1, torch.device("cpu")))
@@ -54,19 +50,6 @@ def test_it_says_what_the_model_of_the_moment_says_without_a_gradient(make_gpt, 
                 expected += logps[len(ids[i].prompt) - 1 :].tolist()
         assert said.tolist() == pytest.approx(expected, abs=1e-4) and not said.requires_grad
         moving.follow(make_gpt(2), 1)
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory) -> Path:
-    """A folder with a toy model and 40 pairs."""
-    folder = tmp_path_factory.mktemp("moving")
-    rows = preference_rows(40)
-    tokenizer = train_bpe([f"{r['instruction']} {r['input']} {r['chosen']} {r['rejected']}" for r in rows], 320)
-    torch.manual_seed(0)
-    config = GPTConfig(vocab_size=tokenizer.vocab_size, n_positions=256, n_embd=32, n_layer=2, n_head=2)
-    save_gpt(folder / "model", GPT(config), tokenizer)
-    write_rows(folder / "pairs.jsonl", rows)
-    return folder
 
 
 def train(toy: Path, name: str, *flags, processes: int = 0, code: int = 0):
