@@ -22,11 +22,11 @@ from dpo.start import open_model
 from gpt import precision
 from gpt.command import UserError, check_range
 from gpt.device import check_device
-from gpt.launched import process_count, restarts
+from gpt.launched import is_restarted, process_count
 from gpt.lora import adapter_size, adapters, add_lora, check_rank, without_adapters
 from gpt.model import GPT
 from gpt.optim import default_learning_rate
-from gpt.parallel import World, placed
+from gpt.parallel import World, least, placed
 from gpt.weights import fingerprint
 
 # Flags that settings leave out: they change nothing that is computed, or stand there resolved.
@@ -61,7 +61,7 @@ class Job:
         check_device(flags.device)
         self.flags, self.loss = flags, parse_loss(flags.loss, flags.beta)
         if flags.out:
-            RunFolder(flags.out).check_free(flags.resume or restarts() > 0)
+            RunFolder(flags.out).check_free(flags.resume or is_restarted())
         elif flags.resume:
             raise UserError("--resume needs --out, the run folder to continue")
         if flags.reference_every and not self.loss.needs_reference:
@@ -134,7 +134,8 @@ class Job:
             "tokens": kept.get("tokens") if kept.get("micro") == limit.pairs else limit.tokens,
             "precision": (flags.precision == "auto" and kept.get("precision"))
             or precision.resolve(flags.precision, world.device, self.parameters),
-            "threads": kept.get("threads", torch.get_num_threads()),
+            "threads": kept.get("threads") or least(torch.get_num_threads(), world),
+            "tokenizer_sha256": hashlib.sha256(repr(sorted(self.tokenizer.ids.items())).encode()).hexdigest(),
             "init_sha256": fingerprint(self.policy),
             "reference_sha256": fingerprint(self.reference) if self.reference else None,
             "pairs_sha256": self.train.fingerprint,

@@ -18,10 +18,10 @@ from dpo.job import Job
 from dpo.run_folder import RunFolder
 from gpt.checkpoint import best_checkpoint, latest_checkpoint, load_checkpoint
 from gpt.command import UserError
-from gpt.launched import restarts
+from gpt.launched import is_restarted
 from gpt.lora import add_lora, merged, save_adapter
 from gpt.model import GPT
-from gpt.parallel import World, gathered, is_sharded, on_main, parameters_at_rest, say, spread
+from gpt.parallel import World, add_up, gathered, is_sharded, on_main, parameters_at_rest, say, spread
 from gpt.weights import save_gpt
 
 
@@ -46,16 +46,19 @@ class LeftOff(NamedTuple):
     def check_same(self, settings: dict, defaults: dict, folder: RunFolder) -> None:
         """Raises UserError that names the settings which differ. A flag that did not exist yet had its default."""
         before = defaults | self.settings
-        if self.path and (differ := [name for name in settings if settings[name] != before.get(name)]):
+        free = ("micro", "tokens")  # how a step is cut, which changes its rounding alone
+        known = [name for name in settings if name in before and name not in free]
+        differ = [name for name in known if settings[name] != before[name]]
+        if self.path and differ:
             raise UserError(
                 f"--resume: {', '.join(differ)} differ from what {folder.path} was started with; "
                 "give the same flags, or a new --out"
             )
 
 
-def resumes(asked: bool) -> bool:
-    """As --resume asks, and whenever torchrun starts a process again: a machine that comes back is new, the others are not."""
-    return asked or restarts() > 0
+def resumes(asked: bool, world: World) -> bool:
+    """As --resume asks, and whenever torchrun starts processes again, be it on one machine of several."""
+    return bool(add_up(torch.tensor(int(asked or is_restarted()), device=world.device), world))
 
 
 def new_folder(job: Job) -> str:
@@ -85,14 +88,9 @@ class SaveClock:
         return bool(spread(over, self.world))
 
 
-def held_out_losses(folder: RunFolder) -> dict[int, float]:
-    """The loss on held-out pairs, by step."""
-    return {line["step"]: line["loss"] for line in folder.held_out_metrics()}
-
-
 def export(job: Job, settings: dict, folder: RunFolder, policy: nn.Module, world: World) -> None:
     """Write the model folder, and the adapter's; with --export best of the step that was best on held-out pairs."""
-    best = on_main(lambda: str(best_checkpoint(folder.checkpoints, held_out_losses(folder)) or ""), world)
+    best = on_main(lambda: str(best_checkpoint(folder.checkpoints, folder.held_out_losses()) or ""), world)
     earlier = best if best and int(Path(best).name.removeprefix("step-")) < job.steps else ""
     if earlier and job.flags.export == "best":
         load_checkpoint(Path(best), policy, None, world)

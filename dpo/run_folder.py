@@ -41,6 +41,9 @@ class RunFolder:
         """Raises UserError where the folder holds something that a new run would overwrite, or cannot be written."""
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--out {self.path} is a file; name a folder")
+        for path in (self.lock, self.checkpoints, self.model, self.adapter, self.metrics):
+            if path.is_symlink():
+                raise UserError(f"--out {self.path}: {path} is a link; a run writes into its own folder alone")
         if self.lock.exists():
             with held(self.lock, WAIT if resume else 0.0, f"--out {self.path}", shared=True):
                 pass
@@ -57,9 +60,6 @@ class RunFolder:
             raise UserError(f"--out {self.path} {what} name a new folder")
         if resume and taken and not (self.path / "run.json").exists():
             raise UserError(f"--out {self.path} holds no run to resume (no run.json)")
-        for path in (self.checkpoints, self.model, self.adapter, self.metrics):
-            if path.is_symlink():
-                raise UserError(f"--out {self.path}: {path} is a link; a run writes into its own folder alone")
         existing = self._existing()
         if not existing.is_dir():
             raise UserError(f"--out {self.path}: {existing} is a file, not a folder")
@@ -69,7 +69,7 @@ class RunFolder:
     def check_room(self, checkpoint: int, model: int) -> None:
         """Raises UserError where the disk has no room for three checkpoints (two are kept while a third is written) and
         the model. Sizes are in bytes; checkpoints that are there already need no more."""
-        there = min(2, len(list(self.checkpoints.glob("step-*"))))
+        there = min(2, sum(path.suffix == "" for path in self.checkpoints.glob("step-*")))
         needed = (3 - there) * checkpoint + model
         free = shutil.disk_usage(self._existing()).free
         if free < needed:
@@ -111,6 +111,13 @@ class RunFolder:
         except OSError as error:
             raise Unwritable.because(self.metrics, error) from None
 
+    def held_out_losses(self) -> dict[int, float]:
+        """The loss on held-out pairs, by step; from now on the lines are on the disk."""
+        if self.metrics.exists():
+            with open(self.metrics, "rb") as file:
+                os.fsync(file.fileno())
+        return {line["step"]: line["loss"] for line in self.held_out_metrics()}
+
     def last_split(self) -> str:
         """The split of the last line of metrics.jsonl, "" where there is none."""
         lines = self._lines()
@@ -121,7 +128,7 @@ class RunFolder:
         return [line for line in map(self._read, self._lines()) if line["split"] == "held-out"]
 
     def _lines(self) -> list[str]:
-        return self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.exists() else []
+        return self.metrics.read_text(encoding="utf-8", errors="replace").splitlines() if self.metrics.exists() else []
 
     def _read(self, line: str) -> dict:
         found = _metrics(line)

@@ -27,7 +27,7 @@ from dpo.forward import Way
 from dpo.job import Job
 from dpo.losses.family import table
 from dpo.order import Limit, steps_of
-from dpo.resume import LeftOff, SaveClock, export, held_out_losses, new_folder, resumes
+from dpo.resume import LeftOff, SaveClock, export, new_folder, resumes
 from dpo.run_folder import SHOWN, RunFolder
 from dpo.step import Plan, add_gradients, check_unmoved, held_out_metrics
 from dpo.watch import Done, Watch
@@ -39,7 +39,7 @@ from gpt.joining import join, must_agree
 from gpt.launched import kept_over_restarts
 from gpt.memory import keep_freed_memory
 from gpt.optim import adamw, learning_rate, update
-from gpt.parallel import World, agree, on_main, replicate, say
+from gpt.parallel import World, on_main, replicate, say
 from gpt.stopping import Stopped, StopSignal
 
 
@@ -133,9 +133,8 @@ def main(flags: Flags) -> int:
     if flags.dry_run:
         return 0
     with join(flags.device, flags.timeout) as world:
-        same = asdict(flags) | {"resume": resumes(flags.resume)}
-        must_agree({name: value for name, value in same.items() if name not in OWN}, world)
-        folder = RunFolder(agree(flags.out or kept_over_restarts("out", lambda: new_folder(job)), world))
+        must_agree({name: value for name, value in asdict(flags).items() if name not in OWN}, world)
+        folder = RunFolder(on_main(lambda: flags.out or kept_over_restarts("out", lambda: new_folder(job)), world))
         with ExitStack() as stack:
             on_main(lambda: stack.enter_context(folder.held()) and None, world)
             try:
@@ -145,13 +144,14 @@ def main(flags: Flags) -> int:
                 return 143
 
 
-OWN = ("out", "pairs", "init", "reference")  # of each machine; what lies there is compared by hash
+# Of each machine: what lies there is compared by hash; one that comes back is given --resume
+OWN = ("out", "pairs", "init", "reference", "resume")
 
 
 def train(job: Job, folder: RunFolder, world: World) -> int:
     """The run. Returns the exit code. Raises Stopped after a signal, with the last finished step saved."""
     flags, loss, steps = job.flags, job.loss, job.steps
-    left = LeftOff.of(folder, world) if resumes(flags.resume) else LeftOff()
+    left = LeftOff.of(folder, world) if resumes(flags.resume, world) else LeftOff()
     settings = job.settings(world, left.settings)
     must_agree(settings, world)
     left.check_same(settings, asdict(Flags()), folder)
@@ -192,8 +192,8 @@ def train(job: Job, folder: RunFolder, world: World) -> int:
         return step == steps or every > 0 and step % every == 0
 
     def save(step: int) -> None:
-        state, losses = {"step": step, "settings": settings}, held_out_losses(folder) if world.is_main else {}
-        save_checkpoint(folder.checkpoints, policy, optimizer, state, world, train_reference.model, flags.keep, losses)
+        state, more = {"step": step, "settings": settings}, (train_reference.model, flags.keep, folder.held_out_losses)
+        save_checkpoint(folder.checkpoints, policy, optimizer, state, world, *more)
 
     def look() -> None:
         """Log the steps since the last look."""
@@ -214,7 +214,7 @@ def train(job: Job, folder: RunFolder, world: World) -> int:
         disable=not world.is_main,
     )
     try:
-        if (not done or due(done, flags.eval_every)) and agree(folder.last_split(), world) != "held-out":
+        if (not done or due(done, flags.eval_every)) and on_main(folder.last_split, world) != "held-out":
             evaluate(done)  # also where the run was cut off between its checkpoint and its evaluation
         watch.restart()
         clock.restart()
@@ -232,7 +232,8 @@ def train(job: Job, folder: RunFolder, world: World) -> int:
             if not (due(step, log_every) or due(step, flags.save_every) or due(step, flags.eval_every)):
                 continue
             look()
-            if due(step, flags.save_every) or clock.rings():
+            best = flags.export == "best" and due(step, flags.eval_every)  # to be exported, it must have been saved
+            if due(step, flags.save_every) or best or clock.rings():
                 save(step)
                 clock.restart()
             if due(step, flags.eval_every):
@@ -244,6 +245,7 @@ def train(job: Job, folder: RunFolder, world: World) -> int:
         save(done)
         raise Stopped(f"stopped by a signal after step {done}; continue with --resume --out {folder.path}") from None
     bar.close()
+    stop.stopped = True  # nothing is left to be stopped
     export(job, settings, folder, policy, world)
     if held_out := folder.held_out_change():
         say(f"held out {held_out}", world)

@@ -15,6 +15,7 @@ it their parts, and are sent what it reads. So a run may go on with another numb
 """
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -42,12 +43,14 @@ def save_checkpoint(
     world: World,
     reference: nn.Module | None = None,
     keep: int = 2,
-    held_out: Mapping[int, float] | None = None,
+    held_out: Callable[[], Mapping[int, float]] = dict,
 ) -> None:
     """Write `folder/step-N` for N = state["step"]; keep the newest `keep` and the best, remove the others. All must call it.
 
-    reference: a second model whose parameters change too. held_out: the loss on held-out pairs at those steps at which it
-    is known; the checkpoint that has the lowest is the best.
+    reference: a second model whose parameters change too. held_out: asked by the main process for the loss on held-out
+    pairs at those steps at which it is known; the checkpoint that has the lowest is the best.
+    Where the step was saved already, with this state, and is whole, it is left as it is. What a killed save left is
+    removed, and so are checkpoints of later steps, which this run, resumed from an earlier one, passed over as damaged.
     Raises UserError, in every process, where it cannot be written; what was there before is there still.
     """
     trained = _trained(model)
@@ -57,13 +60,19 @@ def save_checkpoint(
     if reference:
         contents[REFERENCE] = gathered(parameters_at_rest(reference), world)
 
+    final, text = folder / f"step-{state['step']:06d}", json.dumps(state, indent=2)
+
     def write() -> None:
-        with whole_folder(folder / f"step-{state['step']:06d}") as part:
+        losses = held_out()
+        _tidy(folder, state["step"])
+        if is_sealed(final, _files(final)) and (final / FILES[2]).read_text() == text:
+            return
+        with whole_folder(final) as part:
             for name, tensors in contents.items():
                 save_file(tensors, part / name)
-            (part / FILES[2]).write_text(json.dumps(state, indent=2))
+            (part / FILES[2]).write_text(text)
             seal(part, _files(part))
-        best = best_checkpoint(folder, held_out or {})
+        best = next(iter(by_loss(folder, losses)), None)
         for old in _checkpoints(folder)[:-keep]:
             if old != best:
                 shutil.rmtree(old)
@@ -74,12 +83,17 @@ def save_checkpoint(
 def latest_checkpoint(folder: Path, tell: Callable[[str], None] = print) -> tuple[Path, dict] | None:
     """The newest whole checkpoint and its state, or None where there is none yet. A damaged one is passed over, and `tell`
     is told of it. Raises UserError where all are damaged: to begin anew is for the user to decide."""
+    for old in folder.glob(
+        "step-*.old"
+    ):  # killed between two renames: what was there before stands in for what was not
+        if re.fullmatch(r"step-\d+", old.stem) and not old.with_suffix("").exists():
+            old.rename(old.with_suffix(""))
     found = _checkpoints(folder)
     for path in reversed(found):
         with suppress(UserError):
             if is_sealed(path, _files(path)) and isinstance(state := read_json(path / FILES[2], 2**24), dict):
                 return path, state
-        tell(f"{path} is damaged or unfinished, the one before is used")
+        tell(f"{path} is damaged or unfinished, it is passed over")
     if found:
         raise UserError(
             f"{folder}: every checkpoint there is damaged; to begin anew remove the folder, or name a new --out"
@@ -88,9 +102,23 @@ def latest_checkpoint(folder: Path, tell: Callable[[str], None] = print) -> tupl
 
 
 def best_checkpoint(folder: Path, held_out: Mapping[int, float]) -> Path | None:
-    """The checkpoint of the step with the lowest loss; of two equal ones the later. None where no step has a loss."""
-    known = [path for path in _checkpoints(folder) if _step(path) in held_out]
-    return min(reversed(known), key=lambda path: held_out[_step(path)], default=None)
+    """The whole checkpoint of the step with the lowest loss. None where no step has a loss."""
+    return next((path for path in by_loss(folder, held_out) if is_sealed(path, _files(path))), None)
+
+
+def by_loss(folder: Path, held_out: Mapping[int, float]) -> list[Path]:
+    """The checkpoints whose loss is known and finite, the best first; of two equal ones the later."""
+    known = [path for path in _checkpoints(folder) if math.isfinite(held_out.get(_step(path), math.nan))]
+    return sorted(reversed(known), key=lambda path: held_out[_step(path)])
+
+
+def _tidy(folder: Path, step: int) -> None:
+    """Remove what is no checkpoint of this run, which is at `step`."""
+    later = [path for path in _checkpoints(folder) if _step(path) > step]
+    begun = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d+\.(part|old)", path.name)]
+    for path in (*later, *begun):
+        if not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _files(path: Path) -> tuple[str, ...]:

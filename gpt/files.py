@@ -165,7 +165,7 @@ def locked(path: Path, wait: float = math.inf, shared: bool = False) -> Iterator
     others hold it for more than `wait` seconds.
     """
     kind, deadline = fcntl.LOCK_SH if shared else fcntl.LOCK_EX, time.monotonic() + wait
-    with open(path, "ab", buffering=0) as file:
+    with open(path, "ab", buffering=0, opener=_no_link) as file:
         while True:
             try:
                 fcntl.flock(file, kind if wait == math.inf else kind | fcntl.LOCK_NB)
@@ -175,6 +175,11 @@ def locked(path: Path, wait: float = math.inf, shared: bool = False) -> Iterator
                     raise
                 time.sleep(0.1)
         yield file
+
+
+def _no_link(path: str, flags: int) -> int:
+    """Opens a file, and refuses a link: what it names is not ours to write."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 @contextmanager

@@ -30,6 +30,16 @@ def restarts() -> int:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
 
 
+def is_restarted() -> bool:
+    """Whether torchrun has started this process again, for whatever reason: a change of machines it does not count."""
+    if restarts() or not (folder := attempt_folder()):
+        return restarts() > 0
+    mark, own = folder.parent / f"begun-{os.environ['LOCAL_RANK']}", str(os.getpid())
+    if not mark.exists():
+        mark.write_text(own)
+    return mark.read_text() != own
+
+
 def attempt_folder() -> Path | None:
     """torchrun's folder of this attempt, on this machine: new after each restart, in that of the launch, which stays."""
     file = os.environ.get("TORCHELASTIC_ERROR_FILE")

@@ -288,11 +288,51 @@ def test_a_step_saved_again_replaces_the_damaged_one(two):
 def test_the_best_on_held_out_pairs_is_kept_beside_the_newest_and_found(tmp_path):
     run, losses = start(), {2: 0.5, 4: 0.3, 5: 0.3, 6: 0.4, 9: 0.1}
     for step in range(1, 9):
-        save_checkpoint(tmp_path, *run, {"step": step}, keep=1, held_out={k: losses[k] for k in losses if k <= step})
+        known = {k: losses[k] for k in losses if k <= step}
+        save_checkpoint(tmp_path, *run, {"step": step}, keep=1, held_out=known.copy)
     # of step 4 and step 5 the later; step 9 has no checkpoint
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000005", "step-000008"]
     assert checkpoint.best_checkpoint(tmp_path, losses).name == "step-000005"
     assert checkpoint.best_checkpoint(tmp_path, {}) is None
+
+
+def test_no_loss_that_is_not_finite_and_no_damaged_checkpoint_is_the_best(tmp_path):
+    run, losses = start(), {1: 0.5, 2: 0.4, 3: float("nan")}
+    for step in losses:
+        save_checkpoint(tmp_path, *run, {"step": step}, keep=3)
+    assert checkpoint.best_checkpoint(tmp_path, losses).name == "step-000002"
+    (tmp_path / "step-000002/model.safetensors").write_bytes(b"")
+    assert checkpoint.best_checkpoint(tmp_path, losses).name == "step-000001"
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_damaged_checkpoints_of_later_steps_give_way_to_those_of_the_run_that_went_on_before_them(keep, tmp_path):
+    run = start()
+    for step in (10, 20, 30):
+        save_checkpoint(tmp_path, *run, {"step": step}, keep=3)
+    for step in (20, 30):
+        (tmp_path / f"step-{step:06d}/model.safetensors").write_bytes(b"")
+    assert newest(tmp_path) == "step-000010"
+    save_checkpoint(tmp_path, *run, {"step": 13}, keep=keep)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000010", "step-000013"][-keep:]
+    assert newest(tmp_path) == "step-000013"
+
+
+def test_a_step_that_is_saved_already_is_not_written_again(tmp_path):
+    run = start()
+    path = save_checkpoint(tmp_path, *run, {"step": 3})
+    before = {file.name: file.stat().st_mtime_ns for file in path.iterdir()}
+    save_checkpoint(tmp_path, *run, {"step": 3})
+    assert {file.name: file.stat().st_mtime_ns for file in path.iterdir()} == before
+
+
+def test_what_stood_there_before_is_found_again_where_a_save_was_killed_between_two_renames(two):
+    (two / "step-000003").rename(two / "step-000003.old")
+    (two / "step-000002.old").mkdir()  # of which the new one is there
+    (two / "step-000004.part").mkdir()
+    assert newest(two) == "step-000003"
+    save_checkpoint(two, *trained(5), {"step": 5})
+    assert sorted(path.name for path in two.iterdir()) == ["step-000003", "step-000005"]
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3])

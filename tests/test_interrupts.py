@@ -64,6 +64,7 @@ def test_what_takes_longer_than_the_limit_ends_too():
 
 def test_the_limit_holds_where_the_main_thread_hears_nothing():
     job = start("deaf", limit=1)
+    time.sleep(1)  # until it is inside
     job.send_signal(signal.SIGTERM)
     assert end(job) == (143, ["at once"])
 

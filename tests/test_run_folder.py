@@ -252,3 +252,10 @@ def test_what_is_logged_keeps_its_digits_however_small_it_is(tmp_path, value):
     folder = RunFolder(tmp_path)
     folder.log({"step": 1, "learning_rate": value})
     assert math.isclose(logged(folder)[0]["learning_rate"], value, rel_tol=1e-5)
+
+
+def test_a_byte_that_is_no_text_costs_its_line_alone(run):
+    kept = run.metrics.read_bytes()
+    run.metrics.write_bytes(kept + b'{"step": 9, "split": "tr\xffain"}\xff\n')
+    run.cut_metrics(10**6)
+    assert run.metrics.read_bytes() == kept

@@ -605,7 +605,7 @@ def test_a_file_takes_the_place_of_a_link_not_of_what_the_link_names(tmp_path, e
     assert (tmp_path / "run.json").read_text() == "{}" and not (tmp_path / "run.json").is_symlink()
 
 
-@pytest.mark.parametrize("name", ["checkpoints", "model", "metrics.jsonl"])
+@pytest.mark.parametrize("name", ["checkpoints", "model", "metrics.jsonl", "lock"])
 def test_a_run_whose_folder_leads_elsewhere_is_not_resumed(tmp_path, elsewhere, name):
     run = tmp_path / "run"
     run.mkdir()

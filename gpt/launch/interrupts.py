@@ -21,9 +21,7 @@ from collections.abc import Callable
 from gpt.ending import STOPPED
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-BY_WORKER = (
-    signal.SIGUSR1
-)  # from a worker that stops since another machine was asked to: no second signal after a first
+BY_WORKER = signal.SIGUSR1  # from a worker that stops since another machine was asked to: never a second signal
 MOMENT = 2.0  # seconds in which signals are one
 
 

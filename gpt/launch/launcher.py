@@ -15,11 +15,13 @@ import os
 import platform
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 from argparse import REMAINDER, ArgumentParser, Namespace
 from contextlib import suppress
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -33,6 +35,7 @@ from gpt.launch.place import number, this_place
 from gpt.note import read_notes
 
 ROOT = Path(__file__).resolve().parents[2]
+TORCHRUNS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_ERROR_FILE")
 PLACES = {"--init", "--out", "--pairs", "--reference"}
 LOGS = {
     "LOGLEVEL": "INFO",
@@ -82,18 +85,21 @@ def prepare(asked: Namespace, folder: Path) -> Job:
     if asked.show:
         words = [os.path.relpath(asked.script, ROOT), *flags]
         print(f"\ntorchrun --local-addr 127.0.0.1 --nproc_per_node={processes} {shlex.join(words)}\n", flush=True)
-    if asked.first:
-        os.environ["PLANNED_PROCESSES"] = str(processes)
-        print(alone(asked.first, "--dry-run", *flags), end="", flush=True)
-        if {"--help", "-h", "--dry-run"} & set(flags):
-            sys.exit(0)
     who = identity(asked.script, flags)
     words = ["--processes", processes, "--out", given(flags, "--out") or "."]
     if place.count > 1:
         words += ["--nnodes", place.count, "--node-rank", place.rank, "--wait", wait, "--identity", who]
         words += ["--master-addr", place.address, "--master-port", place.port]
     words += ["--verbose"] * (asked.verbose or flags != asked.flags)
-    address, interface, _ = alone(ROOT / "gpt/launch/preflight.py", *words).split()
+    preflight = partial(alone, ROOT / "gpt/launch/preflight.py", *words)
+    only_asks = bool({"--help", "-h", "--dry-run"} & set(flags))
+    said = preflight() if place.count == 1 and not only_asks else ""
+    if asked.first:  # before other machines are met: what is wrong here need not keep them waiting
+        os.environ["PLANNED_PROCESSES"] = str(processes)
+        print(alone(asked.first, "--dry-run", *flags), end="", flush=True)
+        if only_asks:
+            sys.exit(0)
+    address, interface, _ = (said or preflight()).split()
     return Job(asked.script, flags, processes, place, restarts, max(wait, 60), who, address, interface, folder)
 
 
@@ -105,15 +111,21 @@ def devices() -> int:
 
 
 def alone(script: str | Path, *words) -> str:
-    """What the script prints, run in one process. Raises SystemExit with its code where that is not 0."""
+    """What the script prints, run in one process. Raises SystemExit with its code where that is not 0, UserError where it
+    was killed."""
     command = [sys.executable, str(script), *map(str, words)]
+    # a torchrun that somebody is in, or was, is none of its business; preflight is to speak of it
+    mine = {name: value for name, value in os.environ.items() if name not in TORCHRUNS or "preflight" in str(script)}
     # in a session of its own, that it hears of a Ctrl+C by this process alone
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True, env=mine) as process:
         try:
             said = process.stdout.read()
         except Interrupted:
             process.kill()
             raise
+    if process.returncode < 0:
+        name = signal.Signals(-process.returncode).name
+        raise UserError(f"{os.path.relpath(script, ROOT)} was killed by {name} (out of memory? see dmesg)")
     if process.returncode:
         print(said, end="", flush=True)
         sys.exit(process.returncode)
