@@ -92,7 +92,7 @@ def test_a_run_without_a_reference_loads_none_and_asks_none():
     job = Job(Flags(loss="+".join(sorted(NO_REFERENCE)), reference="nowhere"))
     assert job.reference is None
     way = Way(Limit(1, 1), "fp32", World(0, 1, torch.device("cpu")))
-    for known in job.references({}, way):
+    for known in job.references(*job.models(way.world), {}, way):
         assert known.computed == 0 and not known.logps.any()
 
 
