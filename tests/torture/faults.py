@@ -104,7 +104,9 @@ def copy(halted: Path, folder: Path) -> Path:
 
 
 def contents(out: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    """All files but the lock, which says who had it last."""
+    files = [path for path in out.rglob("*") if path.is_file() and path.name != "lock"]
+    return {str(path.relative_to(out)): path.read_bytes() for path in files}
 
 
 # folders and disks
