@@ -19,9 +19,7 @@ from typing import Any, BinaryIO, NamedTuple
 from gpt.command import UserError
 
 BLOCK = 2**20  # bytes read at once
-ROW = (
-    2**24
-)  # the most bytes of a row; a prompt of a million words has fewer. Made of empty objects it fills 50 times that
+ROW = 2**24  # the most bytes of a row; of a million words it has fewer, and of empty objects it fills 50 times that
 SPACE = re.compile(r"[ \t\n\r]*")  # what JSON takes for white space
 NEAR = 16  # no error that a cut makes in valid JSON stands further from the cut: at most "\uD83D\uDE00 or -Infinity
 

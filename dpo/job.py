@@ -120,9 +120,10 @@ class Job:
         they change how sums are rounded. All processes call it together, before `models`.
         """
         flags, trained = self.flags, 4 * _trained_count(self.policy)
-        coming = 3 * trained + (
+        still_elsewhere = (
             4 * self.parameters if world.device.type == "cuda" else 0
-        )  # elsewhere it is there already
+        )  # on a CPU the model is there already
+        coming = 3 * trained + still_elsewhere
         coming //= world.size if flags.shard else 1
         limit = fitting(self.policy.config, world, reserved=coming, micro=flags.micro)
         return {name: value for name, value in asdict(flags).items() if name not in FREE} | {

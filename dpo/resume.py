@@ -16,7 +16,7 @@ from torch import nn
 from dpo.card import model_card
 from dpo.job import Job
 from dpo.run_folder import RunFolder
-from gpt.checkpoint import best_checkpoint, latest_checkpoint, load_checkpoint
+from gpt.checkpoint import best_checkpoint, latest_checkpoint, load_checkpoint, step_of
 from gpt.command import UserError
 from gpt.launched import is_restarted
 from gpt.lora import add_lora, merged, save_adapter
@@ -91,7 +91,7 @@ class SaveClock:
 def export(job: Job, settings: dict, folder: RunFolder, policy: nn.Module, world: World) -> None:
     """Write the model folder, and the adapter's; with --export best of the step that was best on held-out pairs."""
     best = on_main(lambda: str(best_checkpoint(folder.checkpoints, folder.held_out_losses()) or ""), world)
-    earlier = best if best and int(Path(best).name.removeprefix("step-")) < job.steps else ""
+    earlier = best if best and step_of(Path(best)) < job.steps else ""
     if earlier and job.flags.export == "best":
         load_checkpoint(Path(best), policy, None, world)
 

@@ -47,10 +47,9 @@ class RunFolder:
         if self.lock.exists():
             with held(self.lock, WAIT if resume else 0.0, f"--out {self.path}", shared=True):
                 pass
-        taken = self.path.is_dir() and any(
-            path != self.lock and path.suffix != ".part"
-            for path in self.path.iterdir()  # what a killed run had begun
-        )
+        # what a killed run had only begun is nothing yet
+        there = self.path.iterdir() if self.path.is_dir() else []
+        taken = any(path != self.lock and path.suffix != ".part" for path in there)
         if taken and not resume:
             what = (
                 "holds another run; continue it with --resume, or"

@@ -33,6 +33,7 @@ from gpt.untrusted import read_json
 
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
 REFERENCE = "reference.safetensors"
+NAME = re.compile(r"step-\d+")
 
 
 def save_checkpoint(
@@ -53,6 +54,15 @@ def save_checkpoint(
     removed, and so are checkpoints of later steps, which this run, resumed from an earlier one, passed over as damaged.
     Raises UserError, in every process, where it cannot be written; what was there before is there still.
     """
+    final, text = folder / f"step-{state['step']:06d}", json.dumps(state, indent=2)
+
+    def is_there() -> str:
+        _tidy(folder, state["step"])
+        same = is_sealed(final, _files(final)) and (final / FILES[2]).read_text() == text
+        return "yes" if same else ""
+
+    if on_main(is_there, world):
+        return
     trained = _trained(model)
     names = {parameter: name for name, parameter in trained.items()}
     moments = {f"{names[p]}/{key}": value for p, kept in optimizer.state.items() for key, value in sorted(kept.items())}
@@ -60,13 +70,8 @@ def save_checkpoint(
     if reference:
         contents[REFERENCE] = gathered(parameters_at_rest(reference), world)
 
-    final, text = folder / f"step-{state['step']:06d}", json.dumps(state, indent=2)
-
     def write() -> None:
         losses = held_out()
-        _tidy(folder, state["step"])
-        if is_sealed(final, _files(final)) and (final / FILES[2]).read_text() == text:
-            return
         with whole_folder(final) as part:
             for name, tensors in contents.items():
                 save_file(tensors, part / name)
@@ -83,10 +88,9 @@ def save_checkpoint(
 def latest_checkpoint(folder: Path, tell: Callable[[str], None] = print) -> tuple[Path, dict] | None:
     """The newest whole checkpoint and its state, or None where there is none yet. A damaged one is passed over, and `tell`
     is told of it. Raises UserError where all are damaged: to begin anew is for the user to decide."""
-    for old in folder.glob(
-        "step-*.old"
-    ):  # killed between two renames: what was there before stands in for what was not
-        if re.fullmatch(r"step-\d+", old.stem) and not old.with_suffix("").exists():
+    # killed between two renames: what was there before stands in for what was not
+    for old in folder.glob("step-*.old"):
+        if NAME.fullmatch(old.stem) and not old.with_suffix("").exists():
             old.rename(old.with_suffix(""))
     found = _checkpoints(folder)
     for path in reversed(found):
@@ -108,14 +112,14 @@ def best_checkpoint(folder: Path, held_out: Mapping[int, float]) -> Path | None:
 
 def by_loss(folder: Path, held_out: Mapping[int, float]) -> list[Path]:
     """The checkpoints whose loss is known and finite, the best first; of two equal ones the later."""
-    known = [path for path in _checkpoints(folder) if math.isfinite(held_out.get(_step(path), math.nan))]
-    return sorted(reversed(known), key=lambda path: held_out[_step(path)])
+    known = [path for path in _checkpoints(folder) if math.isfinite(held_out.get(step_of(path), math.nan))]
+    return sorted(reversed(known), key=lambda path: held_out[step_of(path)])
 
 
 def _tidy(folder: Path, step: int) -> None:
     """Remove what is no checkpoint of this run, which is at `step`."""
-    later = [path for path in _checkpoints(folder) if _step(path) > step]
-    begun = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d+\.(part|old)", path.name)]
+    later = [path for path in _checkpoints(folder) if step_of(path) > step]
+    begun = [path for path in folder.glob("step-*") if path.suffix in (".part", ".old") and NAME.fullmatch(path.stem)]
     for path in (*later, *begun):
         if not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
@@ -127,14 +131,15 @@ def _files(path: Path) -> tuple[str, ...]:
 
 def _checkpoints(folder: Path) -> list[Path]:
     """By step, as numbers: step-1000000 is newer than step-999999. Other names, such as a user's copy, are left alone."""
-    return sorted(filter(_is_checkpoint, folder.glob("step-*")), key=_step)
+    return sorted(filter(_is_checkpoint, folder.glob("step-*")), key=step_of)
 
 
 def _is_checkpoint(path: Path) -> bool:
-    return bool(re.fullmatch(r"step-\d+", path.name)) and not path.is_symlink()
+    return bool(NAME.fullmatch(path.name)) and not path.is_symlink()
 
 
-def _step(path: Path) -> int:
+def step_of(path: Path) -> int:
+    """The step that a checkpoint was made after."""
     return int(path.name.removeprefix("step-"))
 
 

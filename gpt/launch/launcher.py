@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 from argparse import REMAINDER, ArgumentParser, Namespace
+from collections.abc import Container
 from contextlib import suppress
 from functools import partial
 from importlib.metadata import version
@@ -96,7 +97,8 @@ def prepare(asked: Namespace, folder: Path) -> Job:
     said = preflight() if place.count == 1 and not only_asks else ""
     if asked.first:  # before other machines are met: what is wrong here need not keep them waiting
         os.environ["PLANNED_PROCESSES"] = str(processes)
-        print(alone(asked.first, "--dry-run", *flags), end="", flush=True)
+        # a torchrun that this shell is in, or was, is none of its business
+        print(alone(asked.first, "--dry-run", *flags, hidden=TORCHRUNS), end="", flush=True)
         if only_asks:
             sys.exit(0)
     address, interface, _ = (said or preflight()).split()
@@ -110,14 +112,13 @@ def devices() -> int:
     return torch.cuda.device_count() or 1
 
 
-def alone(script: str | Path, *words) -> str:
-    """What the script prints, run in one process. Raises SystemExit with its code where that is not 0, UserError where it
-    was killed."""
+def alone(script: str | Path, *words, hidden: Container[str] = ()) -> str:
+    """What the script prints, run in one process that does not see the variables `hidden`. Raises SystemExit with its code
+    where that is not 0, UserError where it was killed."""
     command = [sys.executable, str(script), *map(str, words)]
-    # a torchrun that somebody is in, or was, is none of its business; preflight is to speak of it
-    mine = {name: value for name, value in os.environ.items() if name not in TORCHRUNS or "preflight" in str(script)}
+    seen = {name: value for name, value in os.environ.items() if name not in hidden}
     # in a session of its own, that it hears of a Ctrl+C by this process alone
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True, env=mine) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True, env=seen) as process:
         try:
             said = process.stdout.read()
         except Interrupted:
