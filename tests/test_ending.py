@@ -382,7 +382,8 @@ def torchrun(folder: Path, processes: int, restarts: int, *words, launcher: bool
 @pytest.mark.slow
 def test_torchrun_makes_no_restart_for_what_all_met_and_says_nothing_of_it(worker, tmp_path):
     done = torchrun(tmp_path, 2, 3, worker, "everywhere", "everywhere")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "began\nbegan\n", "")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "".join(done.stdout.split()) == "beganbegan"  # two write at once: a line may come within another
     assert ending(tmp_path / "logs", 0) == (2, ["error: the pairs differ"])
 
 
