@@ -77,7 +77,7 @@ def close_unforeseen(error: Exception) -> int:
 
 
 def is_everywhere(error: Exception) -> bool:
-    """Whether all processes meet the same error, as gpt.parallel.join marks it."""
+    """Whether all processes meet the same error, as gpt.joining.join marks it."""
     return getattr(error, "everywhere", False)
 
 
@@ -97,6 +97,13 @@ def ended_before() -> str | None:
     """The line of the cause that ended an earlier attempt of this launch on this machine; None where a restart may help."""
     found = _cause_before()
     return found[1].line if found else None
+
+
+def another_failed() -> bool:
+    """Whether another process of this attempt, on this machine, has noted what ended it."""
+    own = _own()
+    notes = read_notes(own.parent.parent) if own else {}
+    return any(note.cause and note.code != STOPPED for path, note in notes.items() if path != own)
 
 
 def end_again(told: bool = False) -> int | None:

@@ -3,6 +3,7 @@
     first signal                        the step is given up at its next micro-batch, the last finished one is saved
     another one, a second or more on    this process ends at once, whatever it is waiting for
     no stop after 20 seconds            so does one of several: another one does not answer, and torchrun kills after 25
+                  3, if another failed  and sends the signal for that: inside CUDA nothing else tells that it is gone
 
 One request may come twice within that second: Slurm signals every process of a job, and torchrun passes its own on.
 """
@@ -19,12 +20,12 @@ from typing import TextIO
 
 import torch
 
-from gpt.ending import STOPPED, close
+from gpt.ending import STOPPED, another_failed, close
 from gpt.parallel import World, add_up
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # asked by a scheduler, by Ctrl+C, by a terminal that closed
 ASK, MOST = 2.0, 16  # seconds, and calls, after which processes ask each other whether to stop
-SAME, PATIENCE = 1.0, 20.0  # seconds within which signals are one request; within which it is met
+SAME, PATIENCE, FAILED = 1.0, 20.0, 3.0  # seconds: signals are one request; it is met; so where another failed
 
 
 class Stopped(Exception):
@@ -84,7 +85,8 @@ class StopSignal:
                 first = first or now
                 if now - first >= SAME:
                     _end_at_once("ended at once by a second signal; continue with --resume", cause=True)
-            if first and now - first >= PATIENCE and self.world.size > 1 and not self.stopped:
+            waited = now - first if first and self.world.size > 1 and not self.stopped else 0.0
+            if waited >= PATIENCE or waited >= FAILED and another_failed():
                 _end_at_once("stopped by a signal while another process did not answer", cause=False)
 
 

@@ -12,7 +12,7 @@ PROGRAM = """
 import ctypes, os, signal, sys, time
 from gpt.launch.interrupts import Interrupted, Interrupts
 how, limit = sys.argv[1], float(sys.argv[2])
-Interrupts(limit, follow=how == "follow", at_once=lambda: os.write(1, b"at once\\n"))
+Interrupts(limit, follow=how == "follow", leave=lambda code: (os.write(1, b"at once\\n"), os._exit(code)))
 try:
     print("ready", flush=True)
     if how == "deaf":  # inside a library, which no signal brings back

@@ -68,7 +68,7 @@ import sys, time
 from dataclasses import dataclass
 from pathlib import Path
 from gpt.command import argument, flag, run
-import os, torch
+import ctypes, os, torch
 from gpt.joining import join
 from gpt.parallel import add_up, say
 from gpt.stopping import Stopped, StopSignal
@@ -79,6 +79,7 @@ class Flags:
     folder: str = argument("where to write")
     save: float = flag(0.0, "seconds that saving takes")
     block: bool = flag(False, "whether process 0 waits for another that never answers")
+    lose: bool = flag(False, "whether process 1 fails while process 0 is inside a library, which hears of nothing")
 
 def main(flags):
     folder = Path(flags.folder)
@@ -93,6 +94,11 @@ def main(flags):
                     print(".", end="", file=sys.stderr, flush=True)
                     if flags.block and world.is_main and done == 5:
                         add_up(torch.zeros(1), world)
+                    if flags.lose and done == 9:
+                        if world.is_main:
+                            mutex, libc = (ctypes.c_byte * 64)(), ctypes.CDLL(None)
+                            libc.pthread_mutex_lock(mutex), libc.pthread_mutex_lock(mutex)
+                        raise RuntimeError("a bug")
                 done += 1
                 (folder / f"done-{world.rank}").write_text(str(done))
         except Stopped:
@@ -245,6 +251,15 @@ def test_who_waits_for_a_process_that_never_answers_ends_by_itself_before_it_is_
     run.job.send_signal(signal.SIGTERM)
     assert run.seconds_to_the_end() < 25
     assert run.ending() == (143, "stopped by a signal while another process did not answer; continue with --resume\n")
+
+
+@needs_proc
+@pytest.mark.slow
+def test_who_waits_inside_a_library_for_a_process_that_failed_ends_soon_after_torchruns_signal(tmp_path):
+    run = Run(tmp_path, 2, "--lose")
+    assert run.seconds_to_the_end() < 12
+    code, said = run.ending()
+    assert code == 1 and "process 1 of 2" in said and said.endswith("RuntimeError: a bug\n")
 
 
 # What is said, and where nobody reads any more

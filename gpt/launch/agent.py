@@ -1,7 +1,7 @@
 """torchrun's agent, called as a function: it starts the processes of this machine, and starts them again when one dies.
 
     job = Job(...); set_environment(job)
-    status = run(job)           0, or 1 when processes failed
+    status = run(job, stuck)    0, or 1 when processes failed
 
 The only place that knows how to call torchrun. Each of its settings here was a failure before.
 """
@@ -12,7 +12,10 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +23,7 @@ from gpt.launch.place import Place
 from gpt.note import Note, write
 
 GRACE = 27  # seconds that workers have to save and leave, two more than they wait for each other; Slurm kills after 30
-SILENT = 15  # seconds after which machine 0, if it does not answer, is lost
+UNASKED = 10  # seconds that ended workers may wait for the agent to ask after them; it does so ten times a second
 
 
 class Job(NamedTuple):
@@ -61,14 +64,19 @@ def set_environment(job: Job) -> None:
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
 
 
-def run(job: Job) -> int:
-    """Returns 0, or 1 when processes failed for good. Interrupted, when it is raised, first ends the workers."""
+def run(job: Job, stuck: Callable[[], None]) -> int:
+    """Returns 0, or 1 when processes failed for good. Interrupted, when it is raised, first ends the workers.
+
+    stuck: called in a thread, perhaps more than once, when all workers have ended and this does not return.
+    """
     from torch.distributed import run as torchrun  # not above: to import torch takes seconds
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous.api import RendezvousError, RendezvousTimeoutError
 
     if "LOGLEVEL" not in os.environ:
         _quiet(job)
+    if job.place.count > 1:
+        threading.Thread(target=_watch, args=(stuck,), name="workers", daemon=True).start()
     try:
         torchrun.run(torchrun.parse_args([*map(str, _words(job)), job.script, *job.flags]))
         return 0
@@ -83,9 +91,36 @@ def run(job: Job) -> int:
     return 1
 
 
+def _watch(stuck: Callable[[], None]) -> None:
+    """See that the agent comes back from machine 0, whose store it asks for news all the time.
+
+    Where the network fell silent it waits as long as the kernel repeats its packets, a quarter of an hour: the limit
+    that torch's store has for an answer, it has not for the answer to "then never mind".
+    """
+    asked = time.monotonic()
+    while True:
+        time.sleep(1)
+        if not _all_ended():
+            asked = time.monotonic()
+        elif time.monotonic() - asked > UNASKED:
+            stuck()
+
+
+def _all_ended() -> bool:
+    """Whether this process has children, all of which have ended, and nobody has asked for their exit codes. (Of Linux
+    alone.)"""
+    with suppress(OSError):  # one of them went at this moment
+        children = [pid for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text().split()]
+        stats = [Path(f"/proc/{pid}/stat").read_text() for pid in children]
+        return bool(stats) and all(stat.rpartition(")")[2].split()[0] == "Z" for stat in stats)
+    return False
+
+
 def _quiet(job: Job) -> None:
     """Of what the agent logs, errors are shown, and that it starts the processes again."""
     logging.getLogger("torch.distributed.elastic").setLevel(logging.ERROR)
+    # which process failed: that is the launcher's last word
+    logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
 
     def shown(record: logging.LogRecord) -> bool:
         if "attempts left" in str(record.msg):
@@ -108,7 +143,7 @@ def _words(job: Job) -> list:
         endpoint, settings, name = job.folder / "rendezvous", "store_type=file", job.address
     else:
         endpoint = f"[{place.address}]:{place.port}" if ":" in place.address else f"{place.address}:{place.port}"
-        settings = f"is_host={str(place.rank == 0).lower()},join_timeout={job.wait},read_timeout={SILENT}"
+        settings = f"is_host={str(place.rank == 0).lower()},join_timeout={job.wait}"
         # Machines are numbered in the order of these names; the first is called by its name, and no other.
         name = f"node-{place.rank:06}" if place.rank else job.address
     return [*words, "--rdzv-endpoint", endpoint, "--rdzv-conf", settings, "--local-addr", name]

@@ -33,11 +33,11 @@ class Interrupts:
     """From construction on SIGTERM, SIGINT and SIGHUP are heard, unless whoever started this process had one ignored.
 
     limit: seconds from the first of them to the end of this process. follow: the end of the process that started this
-    one counts as a signal too. at_once: called before an end at once, in a thread.
+    one counts as a signal too. leave: ends this process at once, called in a thread with the exit code.
     """
 
-    def __init__(self, limit: float, follow: bool, at_once: Callable[[], None]):
-        self.limit, self.at_once = limit, at_once
+    def __init__(self, limit: float, follow: bool, leave: Callable[[int], None]):
+        self.limit, self.leave = limit, leave
         self.parent = os.getppid() if follow else None
         self.raised = False
         self.receive, self.send = socket.socketpair()
@@ -63,13 +63,9 @@ class Interrupts:
             if heard and any(number in SIGNALS for number in self.receive.recv(100)):
                 first = first or now
                 if now - first > MOMENT:
-                    self._leave()
+                    self.leave(STOPPED)
             if self.parent is not None and os.getppid() != self.parent:
                 self.parent = None
                 os.kill(os.getpid(), signal.SIGTERM)
             if first is not None and now - first > self.limit:
-                self._leave()
-
-    def _leave(self) -> None:
-        self.at_once()
-        os._exit(STOPPED)
+                self.leave(STOPPED)

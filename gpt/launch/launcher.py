@@ -50,17 +50,21 @@ LOGS = {
 def main(asked: Namespace) -> int:
     """Run the script that is `asked` for in many processes. Returns the exit code. Raises UserError."""
     folder = Path(tempfile.mkdtemp(prefix="gpt-dpo-launch-"))
+
+    def leave(status: int) -> None:
+        """From a thread, whatever the main one waits for."""
+        shutil.rmtree(folder, ignore_errors=True)
+        os._exit(status)
+
     try:
         try:
-            Interrupts(GRACE + 2, asked.follow, at_once=lambda: shutil.rmtree(folder, ignore_errors=True))
+            Interrupts(GRACE + 2, asked.follow, leave)
             job = prepare(asked, folder)
             set_environment(job)
-            status = run(job)
+            status = run(job, stuck=lambda: leave(last_word(folder, 1)))
         except Interrupted:
             status = ending.STOPPED
-        with suppress(OSError):  # of a terminal that closed, or a `tee` that the same Ctrl+C ended
-            return last_word(folder, status)
-        return status
+        return last_word(folder, status)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -68,10 +72,11 @@ def main(asked: Namespace) -> int:
 def last_word(folder: Path, status: int) -> int:
     """Say how it ended. Returns the exit code."""
     notes = read_notes(folder).values()
-    if status == ending.STOPPED and not any(note.cause or note.code == ending.STOPPED for note in notes):
+    with suppress(OSError):  # of a terminal that closed, or a `tee` that the same Ctrl+C ended
+        if status != ending.STOPPED or any(note.cause or note.code == ending.STOPPED for note in notes):
+            return ending.main(folder, status)
         print("stopped by a signal", file=sys.stderr)
-        return status
-    return ending.main(folder, status)
+    return status
 
 
 def prepare(asked: Namespace, folder: Path) -> Job:

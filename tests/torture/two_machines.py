@@ -15,7 +15,7 @@ from tests.torture.jobs import Job, kill_all, need, until
 from tests.torture.outcome import Found, Outcome, Try, outcomes
 from tests.torture.trajectories import FIFTY, apart
 
-TIMEOUT, MORE = 10, 15  # seconds: of --timeout, and what the end may take longer
+TIMEOUT, MORE = 10, 25  # seconds: of --timeout, and what the end may take longer: last words 3, the agent 10
 MEANS = {"silent": ("cut", "mend"), "unplugged": ("unplug", "plug")}
 KIND = FIFTY.of(4, "--timeout", TIMEOUT)
 
