@@ -15,6 +15,7 @@ from gpt.command import UserError
 from gpt.tokenizer import Tokenizer
 
 EMBEDDED = "the embedded set"
+LISTED = 10  # rows in a message
 
 
 class Lazy(Sequence):
@@ -100,3 +101,9 @@ def in_memory(pairs: Sequence[Pair], ids: Sequence[Ids]) -> Examples:
     """Pairs that come from no file, with their ids."""
     store = Store(**columns(list(zip(pairs, ids)), "<u4"), pair=pairs.__getitem__)
     return Examples(store, np.arange(len(pairs)))
+
+
+def rows_listed(rows: list[int]) -> str:
+    """[3] -> 'row 3', [3, 5] -> 'rows 3, 5'; of more than LISTED the first ones, and how many more."""
+    more = f" and {len(rows) - LISTED} more" if len(rows) > LISTED else ""
+    return f"row{'s' * (len(rows) > 1)} {', '.join(map(str, rows[:LISTED]))}{more}"

@@ -32,6 +32,7 @@ class Moving(NamedTuple):
     mix: float
     computed: int = 0  # pairs that were asked beforehand
     seconds: float = 0.0
+    digest: str = ""  # there are no numbers to compare
 
     @property
     def described(self) -> str:

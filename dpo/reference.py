@@ -21,9 +21,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dpo.examples import Examples
+from dpo.examples import Examples, rows_listed
 from dpo.forward import Way, ask
 from dpo.order import Limit, micro_batches
+from gpt.command import UserError
 from gpt.files import cache_folder, locked, whole
 from gpt.packed import packed
 from gpt.parallel import add_up, is_sharded, spread
@@ -43,6 +44,7 @@ class Reference(NamedTuple):
     starts: np.ndarray  # (pairs + 1,): where each pair begins
     computed: int = 0  # pairs that were asked in this run, over all processes
     seconds: float = 0.0
+    digest: str = ""  # SHA-256 of the numbers of the pairs that were wanted
     model: None = None  # it is asked no more
 
     @property
@@ -76,7 +78,8 @@ def reference_logps(model: nn.Module, examples: Examples, wanted: Sequence[int],
     """The reference's log-probabilities of the pairs `wanted`: what the cache has of them, and the rest computed, each
     process its share, and added to the cache. Pairs that are not wanted may be NaN.
 
-    model: the reference itself, whose weights are `sha256`; it is put in eval mode.
+    model: the reference itself, whose weights are `sha256`; it is put in eval mode. Raises UserError, in every process,
+    where a number of a wanted pair is not finite, naming the rows.
     """
     began, starts, world = time.perf_counter(), _starts(examples), way.world
     way = way._replace(limit=AT_ONCE[world.device.type])
@@ -98,7 +101,16 @@ def reference_logps(model: nn.Module, examples: Examples, wanted: Sequence[int],
         if world.is_main:
             known = _keep(name, known)
         known = spread(known.to(world.device), world).cpu()
-    return Reference(known, starts, len(missing), time.perf_counter() - began)
+    numbers = known[_places(starts, wanted)]
+    if not numbers.isfinite().all():
+        bad = [i for i in wanted if not known[starts[i] : starts[i + 1]].isfinite().all()]
+        raise UserError(
+            "the reference model gives log-probabilities that are not finite; look at its weights, or try --precision fp32. "
+            f"It is so for {len(bad)} of {len(wanted)} pairs (one makes others so that are read with it): "
+            + rows_listed(examples.rows[bad].tolist())
+        )
+    digest = hashlib.sha256(numbers.numpy()).hexdigest()
+    return Reference(known, starts, len(missing), time.perf_counter() - began, digest)
 
 
 def _asked(
@@ -150,7 +162,10 @@ def _asked(
 
 def _places(starts: np.ndarray, rows: Sequence[int]) -> Tensor:
     """Where the answer tokens of the pairs `rows` stand."""
-    return torch.cat([torch.arange(starts[i], starts[i + 1]) for i in rows])
+    rows = np.asarray(rows, dtype=np.int64)
+    counts = starts[rows + 1] - starts[rows]
+    first = np.cumsum(counts) - counts  # of each pair, among those that are returned
+    return torch.from_numpy(np.repeat(starts[rows] - first, counts) + np.arange(counts.sum()))
 
 
 def _starts(examples: Examples) -> np.ndarray:

@@ -15,6 +15,8 @@ from torch import nn
 
 from dpo.card import model_card
 from dpo.job import Job
+from dpo.moving import Moving
+from dpo.reference import Reference
 from dpo.run_folder import RunFolder
 from gpt.checkpoint import best_checkpoint, latest_checkpoint, load_checkpoint, step_of
 from gpt.command import UserError
@@ -54,6 +56,16 @@ class LeftOff(NamedTuple):
                 f"--resume: {', '.join(differ)} differ from what {folder.path} was started with; "
                 "give the same flags, or a new --out"
             )
+
+    def told_of(self, reference: Reference | Moving, settings: dict) -> str:
+        """What to say of the reference's numbers, which are noted in `settings`; also where they are not those before.
+
+        They differ, by rounding, once the cache that had them was removed and other threads or processes ask.
+        """
+        before, now = self.settings.get("reference_numbers"), reference.digest
+        settings["reference_numbers"] = now
+        other = "" if before in (None, now) else "; by rounding it says other numbers than before, and so will the run"
+        return reference.described + other
 
 
 def resumes(asked: bool, world: World) -> bool:

@@ -166,7 +166,7 @@ def train(job: Job, folder: RunFolder, world: World) -> int:
     plan = Plan(loss, Way(Limit(settings["micro"], settings["tokens"]), settings["precision"], world, stop.check))
     train_reference, held_out_reference = job.references(policy, reference, settings, plan.way)
     if loss.needs_reference:
-        say(train_reference.described, world)
+        say(left.told_of(train_reference, settings), world)
 
     optimizer = adamw(policy, flags.weight_decay)
     if left.path:

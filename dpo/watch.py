@@ -11,14 +11,12 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from dpo.examples import EMBEDDED, Examples
+from dpo.examples import EMBEDDED, Examples, rows_listed
 from dpo.metrics import Totals
 from dpo.reference import Reference
 from dpo.step import Plan
 from dpo.suspects import not_finite
 from gpt.command import UserError
-
-LISTED = 10  # rows in a message
 
 
 class Done(NamedTuple):
@@ -70,9 +68,3 @@ class Watch:
             return f"It comes from {len(found)} of the step's {len(indices)} pairs: {rows}; look there"
         what = "is not finite" if found else "alone is finite"
         return f"Try a lower --lr or --precision fp32. The loss of each of its pairs {what}: {rows}"
-
-
-def rows_listed(rows: list[int]) -> str:
-    """[3] -> 'row 3', [3, 5] -> 'rows 3, 5'; of more than LISTED the first ones, and how many more."""
-    more = f" and {len(rows) - LISTED} more" if len(rows) > LISTED else ""
-    return f"row{'s' * (len(rows) > 1)} {', '.join(map(str, rows[:LISTED]))}{more}"

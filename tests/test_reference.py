@@ -16,6 +16,7 @@ from dpo.forward import ANY, Way
 from dpo.order import Limit
 from dpo.reference import AT_ONCE, KEEP, Reference, no_reference, reference_logps
 from dpo.rows import Ids
+from gpt.command import UserError
 from gpt.parallel import World
 from gpt.stopping import Stopped
 from gpt.weights import fingerprint
@@ -95,6 +96,17 @@ def test_pairs_that_are_not_wanted_are_nan_and_the_others_are_in_their_places(ma
     for i in range(9):
         said = found.of([i])
         assert torch.allclose(said, expected[i], atol=1e-4) if i in wanted else said.isnan().all()
+
+
+def test_a_reference_that_is_not_finite_is_refused_naming_the_rows(make_gpt, random_ids, monkeypatch):
+    monkeypatch.setitem(AT_ONCE, "cpu", Limit(1, ANY))
+    model, pairs = make_gpt(1), random_ids(9)
+    pairs[3].prompt[:] = [7] * 20
+    with torch.no_grad():
+        model.transformer["wpe"].weight[20] = torch.inf  # which the other pairs do not reach
+    with pytest.raises(UserError, match=r"not finite.* 1 of 9 pairs .*: row 4$"):
+        ask(model, pairs)
+    assert ask(model, pairs, [0, 1, 2]).logps[:3].isfinite().all()
 
 
 def test_nothing_wanted_asks_nothing(make_gpt, random_ids, cache):

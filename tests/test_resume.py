@@ -1,5 +1,6 @@
 """dpo/resume.py: which checkpoints a run leaves and when, which of them is best, and what is exported."""
 
+import hashlib
 import json
 import shutil
 
@@ -7,7 +8,8 @@ import pytest
 from safetensors.torch import load_file
 
 from gpt.weights import load_gpt
-from tests.test_train import metrics, train
+from tests.processes import call
+from tests.test_train import TRAIN, flags_for, metrics, train
 
 
 def steps_kept(run) -> list[int]:
@@ -37,22 +39,7 @@ def test_a_checkpoint_is_due_when_the_minutes_are_over_and_changes_no_bit(toy, p
 def overtrained(toy):
     """A run of 8 steps that ends with a rate so high that its last evaluations are worse than its first ones."""
     run = toy / "overtrained"
-    flags = [
-        "--loss",
-        "sft",
-        "--steps",
-        8,
-        "--lr",
-        1.0,
-        "--eval-every",
-        1,
-        "--save-every",
-        1,
-        "--grad-clip",
-        0,
-        "--warmup",
-        0.9,
-    ]
+    flags = "--loss sft --steps 8 --lr 1.0 --eval-every 1 --save-every 1 --grad-clip 0 --warmup 0.9".split()
     done = train(toy, *flags, "--out", run)
     return run, flags, done.stdout
 
@@ -77,3 +64,22 @@ def test_export_best_writes_the_weights_of_the_best_step_and_the_run_goes_on_fro
     assert f"step-{best:06d}, by the loss on held-out pairs; exported" in done.stdout
     assert_same(again, run / f"checkpoints/step-{best:06d}")
     assert json.loads((again / "run.json").read_text())["flags"]["export"] == "best"
+
+
+def test_a_run_that_goes_on_with_other_numbers_of_the_reference_says_so(toy, tmp_path):
+    run, cache = tmp_path / "run", tmp_path / "cache"
+
+    def resume() -> str:
+        """From the checkpoint before the last one."""
+        shutil.rmtree(run / "model", ignore_errors=True)
+        shutil.rmtree(run / "checkpoints/step-000004", ignore_errors=True)
+        words = flags_for(toy, "--steps", 4, "--save-every", 2, "--out", run, "--resume")
+        return call(TRAIN, *words, GPT_DPO_CACHE=str(cache)).stdout
+
+    assert "reference asked about" in resume() and "other numbers" not in resume()
+    (kept,) = (path for path in (cache / "references").iterdir() if path.stat().st_size > 4000)
+    digest, data = kept.read_bytes()[:32], bytearray(kept.read_bytes()[32:])
+    assert hashlib.sha256(data).digest() == digest
+    data[0] ^= 1  # the last bit of a log-probability
+    kept.write_bytes(hashlib.sha256(data).digest() + data)
+    assert "by rounding it says other numbers than before" in resume()
