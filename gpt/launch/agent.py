@@ -142,7 +142,7 @@ def _words(job: Job) -> list:
         # By a file: a port would be open to the whole network, and the agent unpickles what stands in its store.
         endpoint, settings, name = job.folder / "rendezvous", "store_type=file", job.address
     else:
-        endpoint = f"[{place.address}]:{place.port}" if ":" in place.address else f"{place.address}:{place.port}"
+        endpoint = f"{place.address}:{place.port}"
         settings = f"is_host={str(place.rank == 0).lower()},join_timeout={job.wait}"
         # Machines are numbered in the order of these names; the first is called by its name, and no other.
         name = f"node-{place.rank:06}" if place.rank else job.address

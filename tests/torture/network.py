@@ -13,13 +13,16 @@ TESTS = "tests/test_preflight.py"
 
 def network(ground: Ground) -> Iterator[Outcome]:
     """One outcome a test, with the seconds that it took; a test that is left out on this machine is none."""
-    report, log = ground.folder / "network.xml", ground.folder / "network.log"
+    report, log, what = ground.folder / "network.xml", ground.folder / "network.log", f"{TESTS}: network failures"
     with open(log, "w") as file:
         words = [sys.executable, "-m", "pytest", "-q", TESTS, f"--junitxml={report}"]
-        subprocess.run(words, cwd=ROOT, env=ground.environment, stdout=file, stderr=subprocess.STDOUT)
-    for case in xml.parse(report).iter("testcase") if report.exists() else []:
+        done = subprocess.run(words, cwd=ROOT, env=ground.environment, stdout=file, stderr=subprocess.STDOUT)
+    if not report.exists():
+        yield Outcome(what, False, 0.0, said=f"pytest ended with {done.returncode} and no report ({log})")
+        return
+    for case in xml.parse(report).iter("testcase"):
         ends = {child.tag for child in case}
         if "skipped" not in ends:
             held = not ends & {"failure", "error"}
             said = "" if held else f"{case.get('name')} ({log})"
-            yield Outcome(f"{TESTS}: network failures", held, float(case.get("time")), said=said)
+            yield Outcome(what, held, float(case.get("time")), said=said)

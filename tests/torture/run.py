@@ -76,7 +76,8 @@ def main(flags: Flags) -> int:
     readme = Path(flags.readme) if flags.readme else None
     if readme:
         replaced(readme, "", BEGIN, END)
-    folder, began, found = Path(tempfile.mkdtemp(prefix="torture-")), time.monotonic(), []
+    folder, began = Path(tempfile.mkdtemp(prefix="torture-")), time.monotonic()
+    found, minutes = [], 0.0
     ground = Ground(folder, flags.seed, flags.at_once)
     for part in parts:
         for one in PARTS[part](ground, flags):
@@ -84,10 +85,10 @@ def main(flags: Flags) -> int:
             print(f"{'held' if one.held else 'FAILED':7}{one.seconds:6.1f} s  {one.what}", file=sys.stderr, flush=True)
             if not one.held:
                 print(f"       {one.said}", file=sys.stderr, flush=True)
-    minutes = (time.monotonic() - began) / 60
+            minutes = (time.monotonic() - began) / 60
+            with whole(flags.out) as file:  # each time: what was found is there also where this is broken off
+                json.dump(report(flags, found, minutes), file, indent=2)
     lines = table(rows(found))
-    with whole(flags.out) as file:
-        json.dump(report(flags, found, minutes), file, indent=2)
     if readme:
         content = replaced(readme, "\n".join([*lines, ""]), BEGIN, END)
         with whole(readme) as file:

@@ -28,6 +28,7 @@ CHANGES = [
     ((2, ()), (4, SHARD)),
     ((3, SHARD), (1, ())),
     ((2, SHARD), (3, SHARD)),
+    ((2, ("--micro", 3)), (2, ("--micro", 1))),
 ]
 
 
@@ -41,11 +42,11 @@ def trajectories(ground: Ground, ways: list = WAYS) -> Iterator[Outcome]:
 
 
 def changes(ground: Ground, which: list = CHANGES) -> Iterator[Outcome]:
-    """Begun in one way, stopped by a signal, and finished in another."""
+    """Begun in so many processes with such flags, stopped by a signal, and finished with others."""
     tries = []
     for before, after in which:
-        kinds = [FIFTY.of(count, *shard) for count, shard in (before, after)]
-        tries.append(Try("the number of processes changed on the way", changed, (ground, *kinds)))
+        kinds = [FIFTY.of(count, *flags) for count, flags in (before, after)]
+        tries.append(Try("processes, --shard or --micro changed on the way", changed, (ground, *kinds)))
     yield from outcomes(tries, ground.folder / "changes")
 
 
