@@ -37,6 +37,7 @@ from tests.torture.outcome import Found, Outcome, Try, outcomes
 ALONE = (PLAIN, DROPOUT, MOVING, ADAPTERS)
 TOGETHER = (PLAIN.of(2), DROPOUT.of(2))
 KEPT = 2  # checkpoints
+STARTS = 30  # of one run, until a kill met what it was to meet
 
 
 def kills(ground: Ground, alone: int, together: int) -> Iterator[Outcome]:
@@ -58,23 +59,24 @@ def killed_run(folder: Path, ground: Ground, kind: Kind, during_save: bool, rand
     """One to three kills, the first of them surely; then resumed to its end, and the bits compared."""
     whole, out = ground.undisturbed(kind), folder / "run"
     wanted, found = random.randint(1, 2 if kind.processes else 3), Counter()
-    for _ in range(10):  # a save, or a run, may be over before the kill arrives
+    for _ in range(STARTS):  # a save, or a run, may be over before the kill arrives
         with ground.started(kind, out, *["--resume"] * bool(found["kills"])) as job:
             came = save_comes(job, out, random) if during_save else moment_comes(job, ground.seconds(kind), random)
             if came:
                 kill_all(job)
         if not came:
-            if found["kills"]:
+            if found["during a save" if during_save else "kills"]:
                 break
-            shutil.rmtree(out)
+            shutil.rmtree(out)  # whatever it was killed at before: a new run
+            found.clear()
             continue
         stage = stage_of_save(out)
         found.update({"kills": 1, "during a save": bool(stage), stage or "elsewhere": 1})
         nothing_lost(out)
         if found["kills"] >= wanted and (found["during a save"] or not during_save):
             break
-    need(found["kills"] > 0, f"{kind.name}: it was over before it could be killed, ten times")
-    need(not during_save or found["during a save"] > 0, f"{kind.name}: no kill met a save, in ten starts")
+    need(found["kills"] > 0, f"{kind.name}: it was over before it could be killed, {STARTS} times")
+    need(not during_save or found["during a save"] > 0, f"{kind.name}: no kill met a save, in {STARTS} starts")
     ground.finish(kind, out)
     same_bits(out, whole)
     return {"runs": 1} | found
@@ -91,7 +93,7 @@ def save_comes(job: Job, out: Path, random: Random) -> bool:
 
     Returns whether the run still lives then.
     """
-    after, began, took = random.randrange(4), {}, [0.01]
+    after, began, took = random.randrange(4), {}, [0.002]
     while job.poll() is None:
         now, parts = time.monotonic(), {path.name for path in (out / "checkpoints").glob("step-*.part")}
         for name in parts:
