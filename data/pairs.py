@@ -86,7 +86,7 @@ def placed_pairs(
     rows = stream_rows(Path(path), block)
     for number, row, start, size in rows:
         try:
-            pair = _pair(row, number, f"{path}, row {number}")
+            pair = pair_of(row, number, f"{path}, row {number}")
             if pair.rejected is None and one_answer is False:
                 what = "null" if "rejected" in row else "missing"
                 raise UserError(
@@ -109,7 +109,7 @@ def pair_at(path: str | Path, start: int, size: int, row: int) -> Pair:
     try:
         with open(path, "rb") as file:
             file.seek(start)
-            return _pair(json.loads(file.read(size)), row, f"{path}, row {row}")
+            return pair_of(json.loads(file.read(size)), row, f"{path}, row {row}")
     except (OSError, ValueError, RecursionError):  # ValueError: UserError, and what json and UTF-8 raise
         raise UserError(f"{path}, row {row}: the file has changed since it was read; start again") from None
 
@@ -140,7 +140,8 @@ def summary(dropped: dict[str, list[int]]) -> str:
     return "; ".join(one(why, rows) for why, rows in dropped.items())
 
 
-def _pair(row: Any, number: int, where: str) -> Pair:
+def pair_of(row: Any, number: int, where: str) -> Pair:
+    """The pair that a parsed row holds. `where` names the row in the UserError that says what is wrong with it."""
     if not isinstance(row, dict):
         raise UserError(f"{where}: a row is a JSON object, found {_kind(row)}")
     text = {name: _text(row, name, where) for name in TEXTS if row.get(name) is not None}

@@ -10,7 +10,8 @@ from statistics import median
 
 import pytest
 
-from data.build import Rules, report, rules
+from data.build import Rules, rules
+from data.check import report
 from data.pairs import Pair, instruction_prompt, read_pairs, split, write_rows
 from data.rules import preference_rows, sft_rows
 from data.tasks import FAMILIES, pick
