@@ -56,10 +56,7 @@ def instruction_prompt(instruction: str, input: str = "") -> str:
 def read_pairs(
     path: str | Path, dropped: dict[str, list[int]] | None = None, one_answer: bool | None = None
 ) -> list[Pair]:
-    """The pairs of a JSON or JSONL file that teach something, as `stream_pairs` gives them.
-
-    Raises UserError also where nothing is left.
-    """
+    """All that `stream_pairs` gives of a JSON or JSONL file. Raises UserError also where nothing is left."""
     dropped = {} if dropped is None else dropped
     pairs = list(stream_pairs(path, dropped, one_answer))
     if not pairs:
