@@ -85,13 +85,15 @@ def table(found: list[Row]) -> list[str]:
     cells = [["", "tries", "held", "seconds: median, most", "found"], ["---", "---:", "---:", "---:", "---"]]
     for row in found:
         figures = ", ".join(
-            f"{name} {_figure(value)}" for name, value in sorted(row.found.items(), key=_order) if value
+            f"{name} {_figure(name, value)}" for name, value in sorted(row.found.items(), key=_order) if value
         )
         cells.append([row.what, f"{row.tries}", f"{row.held}", f"{row.median:.1f}, {row.most:.1f}", figures])
     return [f"| {' | '.join(row)} |" for row in cells]
 
 
-def _figure(value: int | float) -> str:
+def _figure(name: str, value: int | float) -> str:
+    if name.startswith("seconds"):
+        return f"{value:.1f}"
     return f"{value:,}" if isinstance(value, int) else f"{value:.2g}"
 
 

@@ -54,7 +54,7 @@ def cut_off(folder: Path, ground: Ground, means: str, step: int) -> Found:
         with started(ground, folder, both) as jobs:
             until(lambda: any(job.poll() is not None for job in jobs) or last_step(out) >= step, LONG, "no steps")
             getattr(both[1], cut)()
-            took = max(until(lambda: job.poll() is not None, TIMEOUT + MORE, "it does not end") for job in jobs)  # noqa: B023
+            took = until(lambda: all(job.poll() is not None for job in jobs), TIMEOUT + MORE, "it does not end")
             need(last_step(out) < 50, "it was over before the network was")
             for number, job in enumerate(jobs):
                 need(job.poll() not in (0, None), f"machine {number} ended with {job.poll()}")
@@ -62,7 +62,7 @@ def cut_off(folder: Path, ground: Ground, means: str, step: int) -> Found:
         getattr(both[1], mend)()
         with started(ground, folder, both, "--resume") as jobs:
             finished(jobs)
-    return apart(out, ground.undisturbed(FIFTY), KIND) | {"seconds to the end": took}
+    return apart(out, ground.undisturbed(FIFTY), KIND) | {"seconds to the end of both": took}
 
 
 @contextmanager
