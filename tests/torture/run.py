@@ -1,6 +1,6 @@
 """Real kills, real signals, damaged files and full disks, many times over: does the project keep what it promises?
 
-    ./launch.sh torture                             all of it, about 25 minutes on 2 cores
+    ./launch.sh torture                             all of it, about 40 minutes on 2 cores
     ./launch.sh torture --parts "kills; faults"     some of it
 
 A toy model trains in runs that are killed, stopped, starved of disk, cut from their network or moved to other numbers of
