@@ -12,6 +12,11 @@ from collections import Counter
 from functools import lru_cache
 from unicodedata import name, normalize
 
+# First words of names that are not what the script is called, and those that name no script
+OF_NAME = {"cjk": "Han", "ideographic": "Han"} | dict.fromkeys(
+    ("hiragana", "katakana", "katakana-hiragana", "hentaigana"), "Kana"
+)
+NO_SCRIPT = ("none", "modifier", "combining", "caron", "vertical", "masu", "turned", "roman")
 # Scripts that set no space between words
 UNSPACED = ("Han", "Kana", "Thai", "Lao", "Khmer", "Myanmar", "Tibetan")
 
@@ -47,10 +52,10 @@ def script_of(letter: str) -> str:
     """The script of one character; "none" of what is no letter."""
     if not letter.isalpha():
         return "none"
-    plain = normalize("NFKC", letter)[0]  # full width and mathematical letters are those they stand for
-    head = name(plain, "none").split()[0].capitalize()
-    known = {"Cjk": "Han", "Ideographic": "Han", "Hiragana": "Kana", "Katakana": "Kana", "Katakana-hiragana": "Kana"}
-    return known.get(head, "none" if head in ("None", "Modifier") else head)
+    # full width and mathematical letters are those they stand for, and the last of several, as in 'n
+    plain = next((part for part in reversed(normalize("NFKC", letter)) if part.isalpha()), letter)
+    head = name(plain, "none").split()[0].lower()
+    return "none" if head in NO_SCRIPT else OF_NAME.get(head, head.capitalize())
 
 
 def special_tokens(text: str) -> list[str]:

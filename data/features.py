@@ -28,6 +28,7 @@ from gpt.untrusted import shown
 MOST = 20_000  # pairs that are looked at: enough to know an accuracy to one in a hundred
 FEWEST = 40  # pairs in each half; with fewer nothing can be said
 WORDS = 20  # first words, and last words, that are features
+FEW = 10  # answers that must have a word before it is one
 LETTERS = 20  # of such a word
 
 REFUSAL = re.compile(
@@ -146,10 +147,10 @@ def _named(weights: np.ndarray, words: list[list[str]]) -> dict[str, slice]:
 
 
 def _frequent(looks: list[Look], place: int) -> list[str]:
-    """The words most often found there, in at least one answer of 200."""
+    """The words most often found there, in at least one answer of 100, and in FEW."""
     found = Counter(ends[place] for one in looks for ends in (one.chosen, one.rejected))
     ordered = sorted(found.items(), key=lambda item: (-item[1], item[0]))
-    return [word for word, count in ordered[:WORDS] if count >= max(5, len(looks) / 100)]
+    return [word for word, count in ordered[:WORDS] if count >= max(FEW, len(looks) / 50)]
 
 
 def _matrix(looks: list[Look], words: list[list[str]]) -> np.ndarray:
