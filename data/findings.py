@@ -44,6 +44,11 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:.1f} %"
 
 
+def number(count: int, what: str) -> str:
+    """1, "pair" -> '1 pair'; 2,000 -> '2,000 pairs'"""
+    return f"{count:,} {what}{'s' * (count != 1)}"
+
+
 def rows_of(rows: Sequence[int], count: int) -> str:
     """[3] -> 'row 3'; of more than SHOWN the first ones."""
     return f"row{'s' * (count > 1)} {', '.join(map(str, rows[:SHOWN]))}{', ...' * (count > SHOWN)}"
@@ -73,7 +78,7 @@ def _dropped(dropped: dict[str, list[int]]) -> Line:
 def _prompts(census: Census) -> Line:
     _, counts = np.unique(np.asarray(census.groups.prompts), return_counts=True)
     repeated, most = len(census) - len(counts), int(counts.max(initial=0))
-    text = f"{len(counts):,} distinct; {repeated:,} pairs repeat a prompt" + (f"; one has {most:,}" if most > 2 else "")
+    text = f"{len(counts):,} distinct, {repeated:,} repeated" + (f"; one has {most:,} pairs" if most > 2 else "")
     return Line("prompts", text, {"distinct": len(counts), "repeated": repeated, "most": most})
 
 
@@ -83,7 +88,7 @@ def _repeated(census: Census) -> list[Line]:
     again = first_of(census.keys()) != place
     nearly = (first_of(np.asarray(census.near)) != place) & ~again
     figures = {"whole pairs": _rows(rows[again]), "but for white space and case": _rows(rows[nearly])}
-    text = f"{again.sum():,} whole pairs, {nearly.sum():,} more but for white space and case"
+    text = f"{number(again.sum(), 'whole pair')}, {nearly.sum():,} more but for white space and case"
     both = rows[again | nearly]
     marks = [f"{rows_of(both, len(both))}: what was there before counts twice; keep one of each"] if len(both) else []
     swapped = census.swapped()
@@ -95,7 +100,7 @@ def _repeated(census: Census) -> list[Line]:
         Line("duplicates", text, figures, marks),
         Line(
             "contradictions",
-            f"{len(swapped):,} pairs are the opposite of one before" if len(swapped) else "none",
+            f"{number(len(swapped), 'pair')} with the answers of one before exchanged" if len(swapped) else "none",
             {"pairs": len(swapped), "rows": swapped[:LISTED].tolist()},
             [told] if len(swapped) else [],
         ),
@@ -114,8 +119,8 @@ def _split(census: Census, held_out: float) -> Line:
     nearly = nearly[~np.isin(near[nearly], near[both])]
     grouped = len(np.unique(np.asarray(census.groups.groups))) > 1
     text = (
-        f"{(~held).sum():,} to train on, {held.sum():,} held out (--held-out {held_out:g}); on both sides "
-        f"{len(both):,} prompts{'' if grouped else ', by construction'}, {len(nearly):,} that differ in case or white space"
+        f"{(~held).sum():,} to train on, {held.sum():,} held out (--held-out {held_out:g}); on both sides: "
+        f"{number(len(both), 'prompt')}{'' if grouped else ', by construction'}, {len(nearly):,} that differ in case or white space"
     )
     marks = []
     if torn := census.groups.torn():
@@ -179,11 +184,13 @@ def _tokens(census: Census, max_length: int) -> list[Line]:
     over, room = lengths[:, 0] + answers > max_length, answers < max_length
     cut, out = int((over & room).sum()), int((~room).sum())
     marks = (
-        [f"{cut:,} prompts would be cut from the left, {out:,} pairs left out, as an answer alone is too long"]
+        [
+            f"{number(cut, 'prompt')} to be cut from the left; {number(out, 'pair')} to be left out, an answer alone being too long"
+        ]
         if over.any()
         else []
     )
-    text = f"{over.sum():,} pairs exceed {max_length} tokens (--max-length)"
+    text = f"{number(over.sum(), 'pair')} of more than {max_length} tokens (--max-length)"
     lines.append(Line("too long", text, {"max length": max_length, "prompt cut": cut, "left out": out}, marks))
     if len(both := lengths[lengths[:, 2] > 0]):
         lines.append(_length_bias(both[:, 1] - both[:, 2]))
@@ -227,7 +234,7 @@ def _odd(census: Census) -> list[Line]:
         if not noted.count or name == "one answer":
             continue
         which = f": {', '.join(f'{printing(token)} {n:,}' for token, n in census.special.most_common(8))}"
-        text = f"{noted.count:,} pairs have {what}{which if name == 'special tokens' else ''}"
+        text = f"{number(noted.count, 'pair')} with {what}{which if name == 'special tokens' else ''}"
         rows = rows_of(noted.rows, noted.count)
         is_much = noted.count > tolerated * len(census)
         lines.append(
