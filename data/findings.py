@@ -46,7 +46,7 @@ def percent(fraction: float) -> str:
 
 def number(count: int, what: str) -> str:
     """1, "pair" -> '1 pair'; 2,000 -> '2,000 pairs'"""
-    return f"{count:,} {what}{'s' * (count != 1)}"
+    return f"{count:,} {what}{'s' if count != 1 else ''}"
 
 
 def rows_of(rows: Sequence[int], count: int) -> str:
@@ -120,7 +120,7 @@ def _split(census: Census, held_out: float) -> Line:
     grouped = len(np.unique(np.asarray(census.groups.groups))) > 1
     text = (
         f"{(~held).sum():,} to train on, {held.sum():,} held out (--held-out {held_out:g}); on both sides: "
-        f"{number(len(both), 'prompt')}{'' if grouped else ', by construction'}, {len(nearly):,} that differ in case or white space"
+        f"{number(len(both), 'prompt')}{'' if grouped else ', by construction'}, {len(nearly):,} but for white space and case"
     )
     marks = []
     if torn := census.groups.torn():
@@ -183,15 +183,10 @@ def _tokens(census: Census, max_length: int) -> list[Line]:
     answers = lengths[:, 1:].max(1)
     over, room = lengths[:, 0] + answers > max_length, answers < max_length
     cut, out = int((over & room).sum()), int((~room).sum())
-    marks = (
-        [
-            f"{number(cut, 'prompt')} to be cut from the left; {number(out, 'pair')} to be left out, an answer alone being too long"
-        ]
-        if over.any()
-        else []
-    )
+    mark = f"{number(cut, 'prompt')} to be cut from the left; {number(out, 'pair')} to be left out, an answer being too long"
     text = f"{number(over.sum(), 'pair')} of more than {max_length} tokens (--max-length)"
-    lines.append(Line("too long", text, {"max length": max_length, "prompt cut": cut, "left out": out}, marks))
+    figures = {"max length": max_length, "prompt cut": cut, "left out": out}
+    lines.append(Line("too long", text, figures, [mark] if cut or out else []))
     if len(both := lengths[lengths[:, 2] > 0]):
         lines.append(_length_bias(both[:, 1] - both[:, 2]))
     return lines
