@@ -89,7 +89,7 @@ class Census:
         self.tokenizer, self.sampled = tokenizer, bool(sample)
         self.groups = Groups()
         self.chosen, self.rejected, self.near_prompts, self.near, self.sides = (array("Q") for _ in range(5))
-        self.margins, self._lengths = array("f"), array("I")
+        self.margins, self._lengths = array("f"), array("i")
         self.sample = Sample(sample or MOST)
         self.noted = {name: Noted() for name in ODDITIES}
         self.scripts, self.families, self.special = Counter(), Counter(), Counter()
@@ -147,7 +147,7 @@ class Census:
     def lengths(self) -> np.ndarray:
         """Tokens of prompt, chosen and rejected (0: none) of all pairs, or of the sample: (pairs, 3)."""
         counted = [tokens for _, tokens in self.sample.items] if self.sampled and self.tokenizer else self._lengths
-        return np.asarray(counted, np.uint32).astype(np.int64).reshape(-1, 3)
+        return np.asarray(counted, np.int32).reshape(-1, 3)
 
     def keys(self, swapped: bool = False) -> np.ndarray:
         """(pairs,): one hash for prompt, chosen and rejected together; swapped: for chosen and rejected exchanged."""

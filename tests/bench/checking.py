@@ -4,8 +4,8 @@
     CHECK_COUNTS=100000,1000000 python tests/bench/checking.py
 
 The rows are those of tests/bench/reading.py. Each check is a process of its own, in which `peak` is all that it ever had at
-once (VmHWM); what grows from one size to the next is what a row costs. `once` is a second check that counts the tokens of
-5,000 pairs only (--sample).
+once (VmHWM); what grows from one size to the next is what a row costs. The second check of each
+file counts the tokens of 5,000 pairs only (--sample).
 """
 
 import json
@@ -38,7 +38,7 @@ def main() -> None:
             write_rows(file, rows(count))
             for sample in SAMPLES:
                 words = [sys.executable, __file__, str(file), str(sample)]
-                line = json.loads(subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout)
+                line = json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
                 found[sample, count] = line
                 print(
                     f"{count:9,} rows, {file.stat().st_size / 1e6:5,.0f} MB, tokens of {sample or count:9,}: "
