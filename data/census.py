@@ -126,9 +126,9 @@ class Census:
             self.sample.offer((prompt + 3 * chosen + 5 * rejected) % 2**64, lambda: self._kept(pair, prompt))
 
     def _kept(self, pair: Pair, prompt: int) -> tuple:
-        """Of a pair of the sample: (what the regression needs, tokens)."""
+        """Of a pair of the sample: (what the regression needs, its row and tokens where those of the sample are counted)."""
         seen = None if pair.rejected is None else look(prompt, pair.chosen, pair.rejected)
-        return seen, self._tokens(pair) if self.tokenizer and self.sampled else None
+        return seen, (pair.row, *self._tokens(pair)) if self.tokenizer and self.sampled else None
 
     def _tokens(self, pair: Pair) -> tuple[int, int, int]:
         """As training counts them: an end-of-text follows each answer, and stands for an empty prompt."""
@@ -143,11 +143,12 @@ class Census:
         """(pairs,): the row in the file."""
         return np.asarray(self.groups.rows)
 
-    @property
-    def lengths(self) -> np.ndarray:
-        """Tokens of prompt, chosen and rejected (0: none) of all pairs, or of the sample: (pairs, 3)."""
-        counted = [tokens for _, tokens in self.sample.items] if self.sampled and self.tokenizer else self._lengths
-        return np.asarray(counted, np.int32).reshape(-1, 3)
+    def measured(self) -> tuple[np.ndarray, np.ndarray]:
+        """(rows (n,), tokens of prompt, chosen and rejected, 0 for none (n, 3)) of all pairs, or of the sample."""
+        if not (self.sampled and self.tokenizer):
+            return self.rows[: len(self._lengths) // 3], np.asarray(self._lengths, np.int32).reshape(-1, 3)
+        columns = np.array([counted for _, counted in self.sample.items], np.int64).reshape(-1, 4)
+        return columns[:, 0], columns[:, 1:]
 
     def keys(self, swapped: bool = False) -> np.ndarray:
         """(pairs,): one hash for prompt, chosen and rejected together; swapped: for chosen and rejected exchanged."""

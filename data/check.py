@@ -63,7 +63,7 @@ def check(flags: Check) -> None:
         if figures:
             json.dump({line.name: line.figures | {"marks": line.marks} for line in lines}, figures, indent=2)
         if picture:
-            picture.write(draw(census.lengths, max_length, Path(flags.picture).suffix[1:].lower()))
+            picture.write(draw(census.measured()[1], max_length, Path(flags.picture).suffix[1:].lower()))
     print(as_text(lines))
 
 

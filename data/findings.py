@@ -49,20 +49,19 @@ def number(count: int, what: str) -> str:
     return f"{count:,} {what}{'s' if count != 1 else ''}"
 
 
-def rows_of(rows: Sequence[int], count: int) -> str:
-    """[3] -> 'row 3'; of more than SHOWN the first ones."""
-    return f"row{'s' * (count > 1)} {', '.join(map(str, rows[:SHOWN]))}{', ...' * (count > SHOWN)}"
+def rows_of(rows: Sequence, count: int) -> str:
+    """[3] -> 'row 3', [3, 5] -> 'rows 3, 5', [(3, 5)] -> 'rows 3 and 5'; of more than SHOWN the first ones."""
+    named = [" and ".join(map(str, row)) if isinstance(row, list) else str(row) for row in rows[:SHOWN]]
+    return f"row{'s' * (count > 1 or ' ' in named[0])} {', '.join(named)}{', ...' * (count > SHOWN)}"
 
 
 def _pairs(census: Census) -> Line:
     one = census.noted["one answer"]
     text = f"{len(census):,}" + (f", of them {one.count:,} with one answer" if one.count else "")
-    torn = (
-        [f"{rows_of(one.rows, one.count)}: losses that compare answers refuse these"]
-        if 0 < one.count < len(census)
-        else []
-    )
-    return Line("pairs", text, {"count": len(census), "one answer": _noted(one)}, torn)
+    marks = []
+    if 0 < one.count < len(census):
+        marks.append(f"{rows_of(one.rows, one.count)}: losses that compare answers refuse these")
+    return Line("pairs", text, {"count": len(census), "one answer": _noted(one)}, marks)
 
 
 def _noted(noted: Noted) -> dict:
@@ -83,28 +82,25 @@ def _prompts(census: Census) -> Line:
 
 
 def _repeated(census: Census) -> list[Line]:
-    """Whole pairs that came before, letter by letter or nearly, and pairs that were the other way round."""
+    """Whole pairs that came before, letter by letter or nearly, and pairs that came the other way round."""
     place, rows = np.arange(len(census)), census.rows
     again = first_of(census.keys()) != place
     nearly = (first_of(np.asarray(census.near)) != place) & ~again
     figures = {"whole pairs": _rows(rows[again]), "but for white space and case": _rows(rows[nearly])}
     text = f"{number(again.sum(), 'whole pair')}, {nearly.sum():,} more but for white space and case"
-    both = rows[again | nearly]
-    marks = [f"{rows_of(both, len(both))}: what was there before counts twice; keep one of each"] if len(both) else []
-    swapped = census.swapped()
-    couples = ", ".join(f"{one} and {other}" for one, other in swapped[:SHOWN].tolist()) + ", ..." * (
-        len(swapped) > SHOWN
+    marks, both = [], rows[again | nearly]
+    if len(both):
+        marks.append(f"{rows_of(both, len(both))}: what was there before counts twice; keep one of each")
+    duplicates, marks = Line("duplicates", text, figures, marks), []
+
+    swapped = _rows(census.swapped())
+    text = (
+        f"{number(swapped['pairs'], 'pair')} with the answers of one before exchanged" if swapped["pairs"] else "none"
     )
-    told = f"rows {couples}: what is chosen in one is rejected in the other; only one can be right"
-    return [
-        Line("duplicates", text, figures, marks),
-        Line(
-            "contradictions",
-            f"{number(len(swapped), 'pair')} with the answers of one before exchanged" if len(swapped) else "none",
-            {"pairs": len(swapped), "rows": swapped[:LISTED].tolist()},
-            [told] if len(swapped) else [],
-        ),
-    ]
+    if swapped["pairs"]:
+        listed = rows_of(swapped["rows"], swapped["pairs"])
+        marks.append(f"{listed}: what is chosen in one is rejected in the other; only one can be right")
+    return [duplicates, Line("contradictions", text, swapped, marks)]
 
 
 def _rows(rows: np.ndarray) -> dict:
@@ -169,8 +165,7 @@ def _margins(census: Census) -> list[Line]:
 
 def _tokens(census: Census, max_length: int) -> list[Line]:
     """Lengths, those that do not fit, and whether the longer answer is the better one."""
-    lengths = census.lengths  # (pairs, 3)
-    lines = []
+    lines, (rows, lengths) = [], census.measured()  # (pairs,), (pairs, 3)
     if len(lengths) < len(census):
         text = f"tokens and what is told of them are of {len(lengths):,} pairs, chosen by a hash; all else is of every pair"
         lines.append(Line("sample", text, {"pairs": len(lengths)}))
@@ -182,11 +177,16 @@ def _tokens(census: Census, max_length: int) -> list[Line]:
             lines.append(Line(f"{name} tokens", text, figures))
     answers = lengths[:, 1:].max(1)
     over, room = lengths[:, 0] + answers > max_length, answers < max_length
-    cut, out = int((over & room).sum()), int((~room).sum())
-    mark = f"{number(cut, 'prompt')} to be cut from the left; {number(out, 'pair')} to be left out, an answer being too long"
+    marks, cut, out = [], rows[over & room], rows[~room]
+    if len(cut):
+        marks.append(f"{rows_of(cut, len(cut))}: {number(len(cut), 'prompt')} would be cut from the left")
+    if len(out):
+        marks.append(
+            f"{rows_of(out, len(out))}: {number(len(out), 'pair')} would be left out, an answer alone is too long"
+        )
     text = f"{number(over.sum(), 'pair')} of more than {max_length} tokens (--max-length)"
-    figures = {"max length": max_length, "prompt cut": cut, "left out": out}
-    lines.append(Line("too long", text, figures, [mark] if cut or out else []))
+    figures = {"max length": max_length, "prompt cut": _rows(cut), "left out": _rows(out)}
+    lines.append(Line("too long", text, figures, marks))
     if len(both := lengths[lengths[:, 2] > 0]):
         lines.append(_length_bias(both[:, 1] - both[:, 2]))
     return lines

@@ -95,12 +95,17 @@ def test_lengths_are_those_of_training_with_end_of_text_and_a_sample_is_some_of_
         )
         for p in pairs
     ]
-    assert census_of(pairs, tokenizer).lengths.tolist() == [list(three) for three in expected]
-    assert sorted(census_of(pairs, tokenizer, 100).lengths.tolist()) == sorted(map(list, expected))
-    some = census_of(pairs, tokenizer, 20).lengths.tolist()
-    assert len(some) == 20 and all(tuple(three) in expected for three in some)
-    assert census_of(pairs[::-1], tokenizer, 20).lengths.tolist() == some  # whatever the order
-    assert census_of(pairs, None).lengths.shape == (0, 3)
+
+    def measured(pairs: list[Pair], *how) -> list[list[int]]:
+        rows, lengths = census_of(pairs, *how).measured()
+        return np.column_stack([rows, lengths]).tolist()
+
+    expected = [[pair.row, *lengths] for pair, lengths in zip(pairs, expected)]
+    assert measured(pairs, tokenizer) == expected and sorted(measured(pairs, tokenizer, 100)) == expected
+    some = measured(pairs, tokenizer, 20)
+    assert len(some) == 20 and all(one in expected for one in some)
+    assert measured(pairs[::-1], tokenizer, 20) == some  # whatever the order
+    assert measured(pairs, None) == []
 
 
 def test_what_a_row_says_of_itself_is_counted():

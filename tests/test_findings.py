@@ -94,14 +94,13 @@ def test_lengths_are_counted_as_a_loop_does_and_what_does_not_fit_is_what_traini
     noted: dict[str, list[int]] = {}
     encode(many, tokenizer, max_length, None, noted)
     cut, out = (
-        next((len(rows) for why, rows in noted.items() if why.startswith(head)), 0)
-        for head in ("prompt cut", "left out")
+        next((rows for why, rows in noted.items() if why.startswith(head)), []) for head in ("prompt cut", "left")
     )
     line = lines["too long"]
-    assert line.figures == {"max length": max_length, "prompt cut": cut, "left out": out}
-    assert line.text.startswith(f"{cut + out} pairs of more than {max_length} tokens") and len(line.marks) == (
-        cut + out > 0
-    )
+    expected = {"prompt cut": {"pairs": len(cut), "rows": cut}, "left out": {"pairs": len(out), "rows": out}}
+    assert line.figures == {"max length": max_length} | expected
+    assert line.text.startswith(f"{len(cut) + len(out)} pairs of more than {max_length} tokens")
+    assert [mark.split(":")[0] for mark in line.marks] == [rows_of(rows, len(rows)) for rows in (cut, out) if rows]
 
 
 def test_a_tie_of_lengths_counts_one_half_in_the_length_bias(tokenizer):
@@ -213,7 +212,12 @@ def test_names_of_a_file_are_told_so_that_they_do_no_harm():
 
 @pytest.mark.parametrize(
     "rows, count, expected",
-    [([3], 1, "row 3"), ([3, 4], 2, "rows 3, 4"), (list("123456"), 9, "rows 1, 2, 3, 4, 5, ...")],
+    [
+        ([3], 1, "row 3"),
+        ([3, 4], 2, "rows 3, 4"),
+        ([[3, 4]], 1, "rows 3 and 4"),
+        (list("123456"), 9, "rows 1, 2, 3, 4, 5, ..."),
+    ],
 )
 def test_rows_are_listed(rows, count, expected):
     assert rows_of(rows, count) == expected
