@@ -5,9 +5,9 @@
     sides 8  rows 8  groups 8               of the split; where the pair stood; its group
     margins 4  lengths 12                   the field of that name; tokens of prompt, chosen and rejected
 
-A million pairs are 80 MB, where their texts would be some hundreds. What is odd about a pair alone is counted when it
-passes, with its row; what two pairs have in common is found at the end, by sorting hashes of 64 bits. That two of a million
-texts share one by chance happens in one of 40 million files.
+A million pairs are 80 MB, and 60 more while they are sorted; their texts would be some hundreds. What is odd about a pair
+alone is counted when it passes, with its row; what two pairs have in common is found at the end, by sorting hashes of 64
+bits. That two of a million texts share one by chance happens in one of 40 million files.
 """
 
 from array import array
@@ -116,9 +116,7 @@ class Census:
         for token in {token for text in pair[: 3 - one] for token in special_tokens(text)}:
             count_name(self.special, token)
         if pair.output is not None:
-            self.plain[
-                "chosen" if pair.output == pair.chosen else "rejected" if pair.output == pair.rejected else ""
-            ] += 1
+            self.plain[{pair.chosen: "chosen", pair.rejected: "rejected"}.get(pair.output, "neither")] += 1
         if self.tokenizer and not self.sampled:
             self._lengths.extend(self._tokens(pair))
         if self.sampled or not one:

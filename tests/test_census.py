@@ -116,7 +116,7 @@ def test_what_a_row_says_of_itself_is_counted():
         Pair("p", "1", "2", 4),
     ]
     census = census_of(pairs)
-    assert dict(census.families) == {"x": 2, "y": 1} and census.plain == {"chosen": 1, "rejected": 1, "": 1}
+    assert dict(census.families) == {"x": 2, "y": 1} and census.plain == {"chosen": 1, "rejected": 1, "neither": 1}
     assert dict(census.scripts) == {"Latin": 2, "Cyrillic": 1, "none": 1}
     np.testing.assert_equal(np.array(census.margins).tolist(), [np.nan, 0.5, -1, np.nan])
 

@@ -9,7 +9,7 @@ import pytest
 
 from data.census import ODDITIES
 from data.check import counted
-from data.findings import Line, findings, percent, rows_of
+from data.findings import Line, findings, number, percent, rows_of
 from data.pairs import Pair, split
 from data.rules import preference_rows, row_pairs, sft_rows
 from dpo.store import encode
@@ -78,9 +78,8 @@ def test_opposites_are_marked_with_their_rows():
     assert line.marks[0].startswith("rows 3 and 8, 3 and 9: ")
 
 
-@pytest.mark.parametrize("max_length", [10, 14, 20, 40, 256])
-def test_lengths_are_counted_as_a_loop_does_and_what_does_not_fit_is_what_training_cuts(many, tokenizer, max_length):
-    lines = lines_of(many, tokenizer, max_length=max_length)
+def test_lengths_are_counted_as_a_loop_does(many, tokenizer):
+    lines = lines_of(many, tokenizer)
     lengths = {
         "prompt": [len(tokenizer.encode(p.prompt)) for p in many],
         "chosen": [len(tokenizer.encode(p.chosen)) + 1 for p in many],
@@ -91,16 +90,23 @@ def test_lengths_are_counted_as_a_loop_does_and_what_does_not_fit_is_what_traini
         assert lines[f"{name} tokens"].text == (
             f"median {median(found):g}, 95 % at most {most}, longest {max(found)}, {sum(found):,} in all"
         )
-    noted: dict[str, list[int]] = {}
-    encode(many, tokenizer, max_length, None, noted)
-    cut, out = (
-        next((rows for why, rows in noted.items() if why.startswith(head)), []) for head in ("prompt cut", "left")
-    )
-    line = lines["too long"]
-    expected = {"prompt cut": {"pairs": len(cut), "rows": cut}, "left out": {"pairs": len(out), "rows": out}}
-    assert line.figures == {"max length": max_length} | expected
-    assert line.text.startswith(f"{len(cut) + len(out)} pairs of more than {max_length} tokens")
-    assert [mark.split(":")[0] for mark in line.marks] == [rows_of(rows, len(rows)) for rows in (cut, out) if rows]
+
+
+def test_what_does_not_fit_is_what_training_cuts_or_leaves_out(many, tokenizer):
+    census, seen = counted(many, tokenizer), set()
+    for max_length in range(1, 60):
+        noted: dict[str, list[int]] = {}
+        encode(many, tokenizer, max_length, None, noted)
+        cut, out = (
+            next((rows for why, rows in noted.items() if why.startswith(head)), []) for head in ("prompt cut", "left")
+        )
+        (line,) = [line for line in findings(census, {}, 0.1, max_length) if line.name == "too long"]
+        expected = {"prompt cut": {"pairs": len(cut), "rows": cut}, "left out": {"pairs": len(out), "rows": out}}
+        assert line.figures == {"max length": max_length} | expected
+        assert line.text.startswith(f"{number(len(cut) + len(out), 'pair')} of more than {max_length} tokens")
+        assert [mark.split(":")[0] for mark in line.marks] == [rows_of(rows, len(rows)) for rows in (cut, out) if rows]
+        seen.add((bool(cut), bool(out)))
+    assert len(seen) >= 3  # some cut, some left out, neither
 
 
 def test_a_tie_of_lengths_counts_one_half_in_the_length_bias(tokenizer):
