@@ -200,19 +200,19 @@ def test_the_instruction_is_found_in_its_template(text, more):
 
 
 def stream(count: int) -> Iterator[Pair]:
-    """Pairs that are made when they are asked for, of some 400 letters each."""
+    """Pairs that are made when they are asked for."""
     for i in range(count):
-        yield Pair(f"Tell me {i} " + "more " * 30, f"It is {i} " + "wide " * 20, f"It is {i} " + "wet " * 20, i)
+        yield Pair(f"Tell me {i}", f"It is wide {i}", f"It is wet {i}", i)
 
 
-def test_a_pair_costs_some_tens_of_bytes(tokenizer):
-    """Between 3,000 and 9,000 pairs, when the sample is full; the arrays grow in steps of an eighth."""
+def test_a_pair_costs_some_tens_of_bytes():
+    """Between 1,000 and 3,000 pairs, when the sample is full; the arrays grow in steps of an eighth."""
     peaks = []
-    for count in (3000, 9000):
+    for count in (1000, 3000):
+        census = Census(None, sample=10)
         tracemalloc.start()
-        census = Census(None, sample=100)
         for pair in stream(count):
             census.add(pair)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert 50 < (peaks[1] - peaks[0]) / 6000 < 120
+    assert 50 < (peaks[1] - peaks[0]) / 2000 < 120
