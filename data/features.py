@@ -35,7 +35,7 @@ REFUSAL = re.compile(
     r"\b(?:I(?:'m| am)? (?:cannot|can't|won't|will not|unable to|not able to|sorry)|I apologi[sz]e|as an AI)\b",
     re.IGNORECASE,
 )
-ITEM = re.compile(r"^\s*(?:[-*•#]+|\d+[.)])\s", re.MULTILINE)  # of a list, or a heading
+ITEM = re.compile(r"^[ \t]*(?:[-*•#]+|\d+[.)])\s", re.MULTILINE)  # of a list, or a heading
 
 FEATURES: dict[str, Callable[[str], float]] = {
     "characters": lambda text: log1p(len(text)),

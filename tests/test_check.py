@@ -190,6 +190,8 @@ ODD = {
     "one answer": json.dumps({"prompt": "p", "chosen": "a"}),
     "an answer of 1 MB": row(chosen="wide sea " * 120_000),
     "an answer of 1 MB without a space": row(chosen="x" * 2**20),
+    "an answer of empty lines": row(chosen=f"a{chr(10) * 200_000}b"),
+    "an answer of brackets": row(chosen="<|[" * 100_000, rejected="### " * 100_000),
     "nothing but signs": row("?", "!" * 50, "\u200b\ufeff"),
     "emoji": row("🌊", "👩\u200d🚀", "🏳️\u200d🌈"),
     "windows": "\ufeff" + row("p", "a\r\nb", "c") + "\r\n" + row() + "\r\n",

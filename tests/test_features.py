@@ -75,6 +75,13 @@ def test_counts_are_logarithms_of_what_is_there():
         assert FEATURES[name](text) == pytest.approx(np.log(count + 1)), name
 
 
+def test_what_features_cost_grows_with_the_text_and_no_faster():
+    """A pattern that tried again at each of a million line ends, or brackets, would take hours."""
+    for piece in ("\n", " ", "\t\n", "- ", "1", "I ", "I am ", "I can", "<|", "'"):
+        text = f"a{piece * 200_000}b"
+        assert all(np.isfinite(feature(text)) for feature in FEATURES.values())
+
+
 # The regression
 
 
