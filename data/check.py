@@ -1,89 +1,128 @@
-"""What one wants to know of a file of pairs before training on it."""
+"""The report on a file of pairs that one wants before spending GPU hours: `python data/build.py check FILE`.
 
-from collections import Counter
-from collections.abc import Iterable
+    duplicates      3 whole pairs, 1 more but for white space and case
+                  ! rows 40, 51, 77, 90: they count twice in training; keep one of each
+
+One line a question. What asks for a decision is marked with "!", with the rows; a good file gives a calm report. The file
+is read once, in bounded memory (data/census.py).
+"""
+
+import json
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from textwrap import fill
 
 from tqdm import tqdm
 
-from data.pairs import Pair, read_pairs, split, summary
+from data.census import Census
+from data.findings import Line, findings
+from data.pairs import Pair, nothing_left, stream_pairs
 from data.rules import TINY
-from gpt.command import argument, check_range, flag
+from gpt.command import UserError, argument, check_range, flag
 from gpt.config_json import read_config
+from gpt.files import whole
 from gpt.tokenizer import Tokenizer
+
+KINDS = (".png", ".svg", ".pdf")
+WIDTH = 120  # of a line of text
 
 
 @dataclass(frozen=True)
 class Check:
-    """Look into a file of pairs: lengths, duplicates, splits, and what would be dropped and why."""
+    """Look into a file of pairs: what is dropped, repeated, contradicted, too long, too easy or odd."""
 
-    file: str = argument("JSON or JSONL file of pairs")
+    file: str = argument("file of pairs")
     model: str = flag("", "model folder whose vocabulary counts the tokens; empty: the embedded one; gpt2: GPT-2's")
     held_out: float = flag(0.1, "fraction of the prompts to hold out")
     max_length: int = flag(None, "tokens of prompt and longer answer that fit; unset: the model's context, else 1024")
+    sample: int = flag(0, "count the tokens of so many pairs only, chosen by a hash: quicker; 0: of all")
+    json: str = flag("", "also write all figures to this JSON file")
+    picture: str = flag("", "also draw the lengths; the file's ending says what kind: png, svg or pdf")
 
 
 def check(flags: Check) -> None:
-    if flags.model == "gpt2":
-        tokenizer = Tokenizer.gpt2()
-    else:
-        tokenizer = Tokenizer.load(flags.model or TINY)
     check_range(flags, ("held_out",), 0, most=1)
     check_range(flags, ("max_length",), 1)
+    check_range(flags, ("sample",), 0)
+    _check_apart(flags)
+    draw = _drawing(flags.picture)
+    tokenizer = Tokenizer.gpt2() if flags.model == "gpt2" else Tokenizer.load(flags.model or TINY)
     folders = (Path(flags.model or TINY), Path(flags.model or TINY) / "model")
     config = next((folder / "config.json" for folder in folders if (folder / "config.json").is_file()), None)
-    context = read_config(config).n_positions if config else 1024
+    max_length = flags.max_length or (read_config(config).n_positions if config else 1024)
     dropped: dict[str, list[int]] = {}
-    print(report(read_pairs(flags.file, dropped), dropped, tokenizer, flags.held_out, flags.max_length or context))
+    with ExitStack() as stack:  # a file that cannot be written is known before the work
+        figures = stack.enter_context(whole(flags.json)) if flags.json else None
+        picture = stack.enter_context(whole(flags.picture, binary=True)) if draw else None
+        census = counted(stream_pairs(flags.file, dropped), tokenizer, flags.sample)
+        if not len(census):
+            raise nothing_left(flags.file, dropped)
+        lines = findings(census, dropped, flags.held_out, max_length)
+        if figures:
+            json.dump({line.name: line.figures | {"marks": line.marks} for line in lines}, figures, indent=2)
+        if picture:
+            picture.write(draw(census.measured()[1], max_length, Path(flags.picture).suffix[1:].lower()))
+    print(as_text(lines))
+
+
+def _check_apart(flags: Check) -> None:
+    """Raises UserError where one file would take another's place."""
+    named = {
+        name: Path(path).resolve() for name, path in vars(flags).items() if name in ("file", "json", "picture") and path
+    }
+    for name in ("json", "picture"):
+        if name in named and list(named.values()).count(named[name]) > 1:
+            raise UserError(
+                f"--{name} {named[name].name} would take the place of another file; give it a name of its own"
+            )
+
+
+def _drawing(path: str) -> Callable[..., bytes] | None:
+    """The function that draws, where a picture is asked for. Raises UserError where it cannot be had."""
+    if not path:
+        return None
+    if Path(path).suffix.lower() not in KINDS:
+        raise UserError(f"--picture {path} must end in {', '.join(KINDS[:-1])} or {KINDS[-1]}")
+    try:
+        from data.length_sheet import drawn
+    except ModuleNotFoundError as error:
+        if error.name != "matplotlib":
+            raise
+        raise UserError("--picture: matplotlib, which draws, is not installed; pip install matplotlib") from None
+    return drawn
+
+
+def counted(pairs: Iterable[Pair], tokenizer: Tokenizer | None, sample: int = 0) -> Census:
+    """The census of these pairs, which are read once, with progress."""
+    census = Census(tokenizer, sample)
+    for pair in tqdm(pairs, desc="check", unit=" pairs", leave=False, delay=1):
+        census.add(pair)
+    return census
 
 
 def report(
-    pairs: list[Pair], dropped: dict[str, list[int]], tokenizer: Tokenizer | None, held_out: float, max_length: int
+    pairs: Iterable[Pair], dropped: dict[str, list[int]], tokenizer: Tokenizer | None, held_out: float, max_length: int
 ) -> str:
-    """What one wants to know of pairs before training on them, as text. Lengths are in tokens, each answer's end-of-text
-    among them; without a tokenizer they are left out."""
-    prompts = Counter(pair.prompt for pair in pairs)
-    repeated = sum(n - 1 for n in Counter(pair[:3] for pair in pairs).values())
-    training, held = split(pairs, held_out)
-    lines = {
-        "pairs": f"{len(pairs):,}"
-        + (f", of them {single:,} with one answer" if (single := sum(p.rejected is None for p in pairs)) else ""),
-        "dropped": summary(dropped) or "none",
-        "prompts": f"{len(prompts):,} distinct; {len(pairs) - len(prompts):,} pairs repeat a prompt, {repeated:,} a whole pair",
-        "split": f"{len(training):,} to train on, {len(held):,} held out (--held-out {held_out:g}); prompts on both sides: "
-        f"{len({p.prompt for p in training} & {p.prompt for p in held})}",
-    }
-    families = Counter(pair.family for pair in pairs if pair.family)
-    if families:
-        lines["families"] = ", ".join(f"{name} {n}" for name, n in families.most_common())
-    if tokenizer:
-        sides = {
-            "prompt": [
-                len(tokenizer.encode(p.prompt)) for p in tqdm(pairs, desc="tokenize", unit="pair", leave=False, delay=1)
-            ],
-            "chosen": [len(tokenizer.encode(p.chosen)) + 1 for p in pairs],
-            "rejected": [len(tokenizer.encode(p.rejected)) + 1 for p in pairs if p.rejected is not None],
-        }
-        lines |= {f"{name} tokens": _spread(lengths) for name, lengths in sides.items() if lengths}
-        both = (
-            [(c, r) for c, r in zip(sides["chosen"], sides["rejected"])] if len(sides["rejected"]) == len(pairs) else []
-        )
-        if both:
-            longer = sum(c > r for c, r in both) + 0.5 * sum(c == r for c, r in both)
-            lines["length bias"] = f"'the longer answer is better' is right for {longer / len(both):.0%} of the pairs"
-        longest = [p + max(pair) for p, pair in zip(sides["prompt"], both or zip(sides["chosen"]))]
-        lines["too long"] = (
-            f"{sum(n > max_length for n in longest):,} pairs exceed {max_length} tokens: "
-            "their prompts would be cut, or they left out"
-        )
-    return "\n".join(f"{name:16}{text}" for name, text in lines.items())
+    """The report on pairs, as text. dropped: why -> the rows that were left out when they were read. Lengths are in
+    tokens, each answer's end-of-text among them; without a tokenizer they are left out."""
+    return as_text(findings(counted(pairs, tokenizer), dropped, held_out, max_length))
 
 
-def _spread(lengths: Iterable[int]) -> str:
-    ordered = sorted(lengths)
-    return (
-        f"median {median(ordered):g}, 95 % at most {ordered[int(0.95 * (len(ordered) - 1))]}, longest {ordered[-1]}, "
-        f"{sum(ordered):,} in all"
+def as_text(lines: list[Line]) -> str:
+    """The lines as they are printed: a name in 16 columns, what is said of it, and below that what is marked."""
+    marked = sum(bool(line.marks) for line in lines)
+    last = f"{marked} of {len(lines)} lines are marked with !" if marked else "nothing stands out"
+    return "\n".join(
+        fill(
+            text,
+            WIDTH,
+            initial_indent=f"{head:16}",
+            subsequent_indent=" " * 16,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        for line in [*lines, Line("in all", last, {})]
+        for head, text in [(line.name, line.text), *((f"{'!':>15} ", mark) for mark in line.marks)]
     )
