@@ -60,13 +60,13 @@ def decontaminate(flags: Decontaminate) -> None:
     prompts, marked, met = array("Q"), array("B"), np.zeros(len(others.runs), np.uint64)
     for _, pair in pairs(flags.file, "reading"):
         prompts.append(key_of(normalized(bare(pair.prompt))))
-        at = np.concatenate([places(others.runs, hashed.of(text)) for text in texts_of(pair)])
+        at = places(others.runs, hashed.of_all(texts_of(pair)))
         met[at[at >= 0]] |= np.uint64(1 << prompts[-1] % BUCKETS)
         marked.append(bool((at >= 0).any()))
     if not prompts:
         raise UserError(f"{flags.file} has no rows")
     is_common = bits(met) > flags.common
-    by_prompt = np.isin(np.array(prompts), others.prompts)
+    by_prompt = np.isin(np.asarray(prompts), others.prompts)
 
     same, sharing, example = Tally(), Tally(), ""
     with written(flags.out) as write:
@@ -95,7 +95,7 @@ def decontaminate(flags: Decontaminate) -> None:
         text = f"{number_of(int(is_common.sum()), 'run')} of {flags.ngram} words passed over"
         lines.append(("common", f"{text}: they stand in rows of more than {flags.common} prompts"))
     for path in flags.against:
-        count, total, strange = found(path, hashed, others.runs, (met > 0) & ~is_common, np.unique(np.array(prompts)))
+        count, total, strange = found(path, hashed, others.runs, (met > 0) & ~is_common, np.unique(np.asarray(prompts)))
         every = "; they are no pairs, every text in them counts" if strange else ""
         lines.append(("found", f"{count:,} of {number_of(total)} ({count / total:.1%}) of {path}{every}"))
     report([*lines, ("written", f"{number_of(left)} {where_to(flags.out)}")])
@@ -117,6 +117,11 @@ class Runs:
         hashes = np.fromiter(map(hash, words), np.int64, len(words)).view(np.uint64)
         return np.correlate(hashes, self.weights, "valid")
 
+    def of_all(self, texts: list[str]) -> np.ndarray:
+        """(n,) uint64: of several texts, one after another. No run goes from one text to the next."""
+        runs = [some for text in texts if len(some := self.of(text))]
+        return np.concatenate(runs) if len(runs) > 1 else runs[0] if runs else np.empty(0, np.uint64)
+
 
 def key_of(text: str) -> int:
     """64 bits of a text: Python's own hash (SipHash), which lasts as long as the process."""
@@ -125,7 +130,7 @@ def key_of(text: str) -> int:
 
 def places(known: np.ndarray, hashes: np.ndarray) -> np.ndarray:
     """Where each of `hashes` (n,) stands in `known` (m,), which ascends: (n,), -1 where it does not."""
-    if not len(known):
+    if not len(known) or not len(hashes):
         return np.full(len(hashes), -1)
     at = np.minimum(np.searchsorted(known, hashes), len(known) - 1)
     return np.where(known[at] == hashes, at, -1)
@@ -180,11 +185,10 @@ def learned(paths: list[str], hashed: Runs) -> Others:
         for row in rows(path, "learning"):
             asked, texts, _ = tested(row, path)
             prompts.extend(key_of(text) for text in asked if text)  # an empty prompt gives nothing away
-            for text in texts:
-                runs.frombytes(hashed.of(text).tobytes())
+            runs.frombytes(hashed.of_all(texts).tobytes())
         if len(prompts) == before:
             raise UserError(f"{path}: there is no text to compare with")
-    return Others(np.unique(np.array(prompts)), np.unique(np.frombuffer(runs, np.uint64)))
+    return Others(np.unique(np.asarray(prompts)), np.unique(np.frombuffer(runs, np.uint64)))
 
 
 def shared(text: str, hashed: Runs, runs: np.ndarray, is_common: np.ndarray) -> str:
@@ -199,7 +203,7 @@ def found(path: str, hashed: Runs, runs: np.ndarray, is_met: np.ndarray, prompts
     count = total = strange = 0
     for row in rows(path, "counting"):
         asked, texts, is_pair = tested(row, path)
-        at = np.concatenate([places(runs, hashed.of(text)) for text in texts] or [np.empty(0, int)])
+        at = places(runs, hashed.of_all(texts))
         keys = np.array([key_of(text) for text in asked if text], np.uint64)
         count += bool((places(prompts, keys) >= 0).any() or is_met[at[at >= 0]].any())
         total, strange = total + 1, strange + (not is_pair)

@@ -42,9 +42,9 @@ def dedupe(flags: Dedupe) -> None:
             column.append(key)
     if not numbers:
         raise UserError(f"{flags.file} has no rows")
-    first = firsts(np.array(whole_pairs if flags.by == "pair" else prompts))
+    first = firsts(np.asarray(whole_pairs if flags.by == "pair" else prompts))
     kept = first == np.arange(len(first))
-    against = contradictory(np.array(whole_pairs), np.array(mirrored), kept)
+    against = contradictory(np.asarray(whole_pairs), np.asarray(mirrored), kept)
     if flags.contradictions == "drop":
         kept &= ~against
         if not kept.any():

@@ -68,12 +68,6 @@ def mix(flags: Mix) -> None:
             raise UserError(f"{other} is {one}; name each file once")
     sources = [Source(path, share, _count(path)) for path, share in named.items()]
     total = flags.count or min(math.floor(source.rows / source.share) for source in sources)
-    if not total:
-        scarce = min(sources, key=lambda source: source.rows / source.share)
-        raise UserError(
-            f"not one row can be mixed: {number_of(scarce.rows)} of {scarce.path} would be less than "
-            f"{float(scarce.share):.3g} of a file; give it less weight, or say --count"
-        )
     shares = apportioned(total, [source.share for source in sources])
     rng = Random(flags.seed)
     times = [drawn(source.rows, share, rng) for source, share in zip(sources, shares)]

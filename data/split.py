@@ -38,20 +38,20 @@ def split(flags: Split) -> None:
             wanted = [groups.rows[i] for i in torn]
             found = {pair.row: pair for _, pair in pairs(flags.file) if pair.row in wanted}
             raise two_groups(*map(found.__getitem__, wanted))
-        held = np.array(sides, bool)
+        held = np.asarray(sides, bool)
         if held.all() or not held.any():
             raise UserError(_one_sided(flags, groups, held))
         for file in files:  # killed between the two renames, it leaves no half of an older split beside one of this
             with suppress(FileNotFoundError):
                 file.unlink()
-    prompts = np.array(groups.prompts)
+    prompts = np.asarray(groups.prompts)
     both = np.intersect1d(prompts[held], prompts[~held])
     lines = [
         (name, f"{number_of(int(mine.sum()))} of {number_of(len(np.unique(prompts[mine])), 'prompt')} to {file}")
         for name, mine, file in (("to train on", ~held, files[0]), ("held out", held, files[1]))
     ]
     report(
-        [*lines, ("in both", f"{number_of(len(both), 'prompt')}{_nearly(held, np.array(alike), groups.rows, files)}")]
+        [*lines, ("in both", f"{number_of(len(both), 'prompt')}{_nearly(held, np.asarray(alike), groups.rows, files)}")]
     )
 
 
