@@ -90,7 +90,7 @@ def decontaminate(flags: Decontaminate) -> None:
     ]
     if flags.ngram:
         named = f": {sharing}{example}" if sharing.count else ""
-        lines.append((f"same {flags.ngram} words", f"{number_of(sharing.count)} more left out{named}"))
+        lines.append((f"same {flags.ngram} words", f"{number_of(sharing.count, 'more row')} left out{named}"))
     if is_common.any():
         text = f"{number_of(int(is_common.sum()), 'run')} of {flags.ngram} words passed over"
         lines.append(("common", f"{text}: they stand in rows of more than {flags.common} prompts"))
@@ -188,7 +188,7 @@ def learned(paths: list[str], hashed: Runs) -> Others:
             runs.frombytes(hashed.of_all(texts).tobytes())
         if len(prompts) == before:
             raise UserError(f"{path}: there is no text to compare with")
-    return Others(np.unique(np.asarray(prompts)), np.unique(np.frombuffer(runs, np.uint64)))
+    return Others(np.unique(np.asarray(prompts)), np.unique(np.asarray(runs)))
 
 
 def shared(text: str, hashed: Runs, runs: np.ndarray, is_common: np.ndarray) -> str:

@@ -62,9 +62,10 @@ def _nearly(held: np.ndarray, alike: np.ndarray, numbers: array, files: list[Pat
         near.add(numbers[i])
     if not near.count:
         return ""
+    have = "row has" if near.count == 1 else "rows have"
     return (
-        f"; but for case, white space and punctuation {number_of(near.count)} held out ({near}): decontaminate {files[0]} "
-        f"--against {files[1]} --ngram 0 takes out what they are like"
+        f"; but for case, white space and punctuation {near.count:,} held-out {have} a prompt to train on ({near}): "
+        f"decontaminate {files[0]} --against {files[1]} --ngram 0 leaves those prompts out"
     )
 
 
@@ -72,7 +73,7 @@ def _one_sided(flags: Split, groups: Groups, held: np.ndarray) -> str:
     if not len(held):
         return f"{flags.file} has no rows"
     prompts = len(set(groups.prompts))
-    which = "held out" if held.all() else "to train on"
+    which = "held out" if held.all() else "kept to train on"
     return (
         f"{flags.file}: all {number_of(len(held))} ({number_of(prompts, 'prompt')}) would be {which}; "
         f"--held-out is {flags.held_out:g}, name {'a smaller' if held.all() else 'a larger'} one"

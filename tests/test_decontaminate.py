@@ -72,7 +72,7 @@ def test_what_goes_is_what_sets_of_strings_have_in_common(tmp_path_factory, give
     assert texts(read(folder / "out.jsonl")) == texts(kept)
     named = ", ".join(str(i + 1) for i in same[:LISTED])
     assert said["same prompt"].startswith(f"{len(same)} row") and named in said["same prompt"]
-    assert not n or said[f"same {n} words"].startswith(f"{len(sharing)} row")
+    assert not n or said[f"same {n} words"].startswith(f"{len(sharing)} more row")
     assert said["found"].startswith(f"{met} of {len(others)} row")
 
 
@@ -92,7 +92,7 @@ def test_thirteen_words_in_a_row_give_a_row_away_in_a_prompt_or_an_answer_and_tw
     write(tmp_path / "test.jsonl", [{"prompt": "x", "chosen": LONG, "rejected": "y"}])
     said = lines(shape(tmp_path, "decontaminate", "in.jsonl", "--against", "test.jsonl", "--out", "out.jsonl"))
     assert read(tmp_path / "out.jsonl") == [given_rows[1], given_rows[3]]
-    assert said["same 13 words"] == f"2 rows more left out: rows 1, 3, the first {part[13].lower()!r}"
+    assert said["same 13 words"] == f"2 more rows left out: rows 1, 3, the first {part[13].lower()!r}"
     shape(tmp_path, "decontaminate", "in.jsonl", "--against", "test.jsonl", "--ngram", 0, "--out", "out.jsonl")
     assert read(tmp_path / "out.jsonl") == given_rows
 
@@ -128,7 +128,7 @@ def test_a_phrase_of_many_prompts_is_passed_over_but_not_one_of_many_pairs_of_on
     write(tmp_path / "test.jsonl", [{"prompt": f"{LONG}?", "chosen": phrase}])
     said = lines(shape(tmp_path, "decontaminate", "in.jsonl", "--against", "test.jsonl", "--out", "out.jsonl"))
     assert {row["chosen"] for row in read(tmp_path / "out.jsonl")} == {phrase}
-    assert said["same 13 words"].startswith("40 rows more") and said["common"].startswith(
+    assert said["same 13 words"].startswith("40 more rows") and said["common"].startswith(
         "3 runs of 13 words passed over"
     )
     with pytest.raises(UserError, match="no row is left"):

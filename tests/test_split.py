@@ -72,8 +72,11 @@ def test_prompts_that_are_nearly_on_both_sides_are_said_and_the_advice_takes_the
     expected = [
         row["prompt"] for row, text in zip(read(tmp_path / "out" / "held-out.jsonl"), plain[1]) if text in plain[0]
     ]
-    assert expected and f"{len(expected)} rows held out (rows {prompts.index(expected[0]) + 1}, " in said
-    advice = said.partition(": decontaminate ")[2].partition(" takes")[0].split()
+    assert (
+        expected
+        and f"{len(expected)} held-out rows have a prompt to train on (rows {prompts.index(expected[0]) + 1}, " in said
+    )
+    advice = said.partition(": decontaminate ")[2].partition(" leaves")[0].split()
     shape(tmp_path, "decontaminate", *advice, "--out", "clean.jsonl")
     assert len(read(tmp_path / "clean.jsonl")) == sum(text not in plain[1] for text in plain[0])
 

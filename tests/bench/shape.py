@@ -12,7 +12,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from itertools import islice
+from collections.abc import Iterator
+from itertools import chain, islice
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -20,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from data.pairs import write_rows
 from tests.bench.reading import rows
 
+TESTED = 2000  # rows of the test file
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = {
     "split": ["split", "FILE", "--out", "OUT"],
@@ -47,13 +49,9 @@ def main() -> None:
     sizes = [int(os.environ["ROWS"])] if "ROWS" in os.environ else [50_000, 200_000]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        stream = rows(2000 + max(sizes))
-        test = list(islice(stream, 2000))
-        write_rows(folder / "test.jsonl", test)
-        different = [row | {"id": i} for i, row in enumerate(islice(stream, max(sizes)))]
+        write_rows(folder / "test.jsonl", rows(TESTED))
         for size in (100, *sizes):
-            some = different[: size - size // 3 - size // 100] + test[: size // 100]
-            write_rows(folder / f"{size}.jsonl", some + some[: size // 3])
+            write_rows(folder / f"{size}.jsonl", composed(size))
         for command in COMMANDS:
             start, least = measured(command, folder, 100)
             for size in sizes:
@@ -64,6 +62,18 @@ def main() -> None:
                     f"{(peak - least) / 1e6:5.1f} MB of memory",
                     flush=True,
                 )
+
+
+def composed(size: int) -> Iterator[dict]:
+    """`size` rows, each with a number: new ones, some of the test file, and a third that are the first ones again."""
+    again, tested = size // 3, min(size // 100, TESTED)
+    new = size - again - tested
+    parts = (
+        islice(rows(TESTED + new), TESTED, None),
+        rows(tested),
+        islice(rows(TESTED + again), TESTED, None),
+    )
+    return (row | {"id": number} for number, row in enumerate(chain(*parts)))
 
 
 def measured(command: str, folder: Path, size: int) -> tuple[float, int]:
