@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 
 from data.normal import normalized
 from gpt.command import UserError
-from tests.shaping import lines, read, rows, shape, texts, write
+from tests.shaping import extra, lines, read, shape, texts, write
+
+# few, so that they meet often
+rows = st.builds(
+    lambda prompt, chosen, rejected, more: {"prompt": prompt, "chosen": chosen, "rejected": rejected} | more,
+    st.sampled_from(["Add 2 and 3.", "add 2  and 3", "Add 2, and 4!"]),
+    st.sampled_from(["Five.", "five", "5"]),
+    st.sampled_from(["Five.", "five", "5", None]),
+    extra,
+)
 
 
 def key(row: dict, near: bool, by: str) -> tuple:

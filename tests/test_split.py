@@ -64,6 +64,7 @@ def test_a_group_stays_on_one_side_and_a_prompt_of_two_groups_is_refused(tmp_pat
 def test_prompts_that_are_nearly_on_both_sides_are_said_and_the_advice_takes_them_out(tmp_path):
     row = {"chosen": "a", "rejected": "b"}
     prompts = [f"{say} {i}{mark}" for i in range(20) for say, mark in (("Say", "."), ("say", ""), ("SAY ", "!"))]
+    prompts += [f"Alone {i}" for i in range(20)]
     write(tmp_path / "in.jsonl", [row | {"prompt": prompt} for prompt in prompts])
     said = lines(shape(tmp_path, "split", "in.jsonl", "--out", "out", "--held-out", 0.3))["in both"]
     plain = [
