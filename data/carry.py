@@ -22,11 +22,10 @@ from gpt.untrusted import shown
 LISTED = 5  # rows in a report
 
 
-def check_files(out: str | Path, *sources: str, again: bool = True) -> None:
-    """Raises UserError where the file to write is one of those that are read, and, where these are read `again`, for one
-    that can be read once only."""
+def check_files(out: str | Path, *sources: str) -> None:
+    """Raises UserError where the file to write is one of those that are read, and for one that can be read once only."""
     for source in sources:
-        if again and os.path.exists(source) and not os.path.isfile(source) and not os.path.isdir(source):
+        if os.path.exists(source) and not os.path.isfile(source) and not os.path.isdir(source):
             raise UserError(f"{source} is no regular file, and is read more than once; save it to one")
         if os.path.exists(out) and os.path.exists(source) and os.path.samefile(out, source):
             raise UserError(f"--out {out} is {source}, which is read; name another file")

@@ -26,7 +26,7 @@ def split(flags: Split) -> None:
     check_range(flags, ("held_out",), 0, most=1)
     files = [Path(flags.out) / name for name in ("train.jsonl", "held-out.jsonl")]
     for file in files:
-        check_files(file, flags.file, again=False)
+        check_files(file, flags.file)
     groups, sides, alike = Groups(), array("B"), array("Q")
     with written(files[0]) as to_train, written(files[1]) as to_hold:
         for row, pair in pairs(flags.file, "splitting"):
