@@ -17,6 +17,7 @@ from tqdm import tqdm
 from data.check import Check, check, report
 from data.pairs import instruction_prompt, write_rows
 from data.rules import PAIRS, TINY, preference_rows, row_pairs, sft_rows
+from data.shape import SHAPE
 from gpt.command import check_range, flag, run
 from gpt.files import whole
 from gpt.tokenizer import Tokenizer
@@ -51,4 +52,4 @@ def rules(flags: Rules) -> None:
 
 
 if __name__ == "__main__":
-    run({"rules": (rules, Rules), "check": (check, Check)})
+    run({"rules": (rules, Rules), "check": (check, Check)} | SHAPE)

@@ -170,7 +170,7 @@ def _chosen(commands: dict[str, tuple[Callable, type]]) -> int | None:
         main, cls = commands[word]
         return main(parse(cls, rest, f"{_program()} {word}"))
     lines = [f"usage: {_program()} COMMAND [flags]", ""]
-    lines += [f"  {name:12}{cleandoc(cls.__doc__).splitlines()[0]}" for name, (_, cls) in commands.items()]
+    lines += [f"  {name:15}{cleandoc(cls.__doc__).splitlines()[0]}" for name, (_, cls) in commands.items()]
     if word in ("-h", "--help"):
         print("\n".join(lines))
         return 0

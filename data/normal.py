@@ -1,0 +1,47 @@
+"""Texts as they are compared where more than the very same letters shall count as equal.
+
+    "What is 5 * 3?"    "what  is 5*3"       equal: case, white space, and marks that only punctuate
+    "What is 5 * 3?"    "What is 5 / 3?"     not: what stands between numbers, and a dash before one, is kept
+
+Marks are Unicode's category P and the backtick. Between numbers they carry the meaning (3.5, 10:30, 7 - 2), so that two sums
+are never taken for one. Symbols (+, =, €, emoji) always stay, and so do accents and the vowel signs of Indian scripts.
+"""
+
+import re
+import unicodedata
+
+# begins with a set of characters, which a search skips to: a sixth of the time that two alternatives would take
+KEPT = re.compile(r"([\d-](?:(?<=-)(?=\d)|(?<=\d)\s*(?:[^\w\s]|_)+\s*(?=\d)))")
+ALONE = ("CJK UNIFIED", "CJK COMPATIBILITY IDEOGRAPH", "HIRAGANA LETTER")  # each a word: no white space parts them
+
+
+class _Marks(dict):
+    """What `str.translate` puts in the place of a character, asked of Unicode's tables when it is first met."""
+
+    def __missing__(self, code: int) -> str:
+        character = chr(code)
+        category = unicodedata.category(character)
+        if character in "'\u2019" or category == "Cf":  # don't and dont; soft hyphens, joiners, byte order marks
+            self[code] = None  # nothing
+        elif category[0] in "PZ" or category == "Cc" or character == "`":
+            self[code] = " "
+        elif unicodedata.name(character, "").startswith(ALONE):
+            self[code] = f" {character} "
+        else:
+            self[code] = character
+        return self[code]
+
+
+MARKS = _Marks()
+
+
+def normalized(text: str) -> str:
+    """The words of a text, with single spaces between: in Unicode's compatible form (NFKC), case folded, without marks.
+
+    A text of nothing but marks keeps them.
+    """
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    pieces = KEPT.split(folded)  # every second one is kept
+    pieces[::2] = [piece.translate(MARKS) for piece in pieces[::2]]
+    pieces[1::2] = ["".join(piece.split()) for piece in pieces[1::2]]
+    return " ".join("".join(pieces).split()) or " ".join(folded.split())
