@@ -113,7 +113,10 @@ def test_a_file_cut_at_any_byte_keeps_the_lines_that_are_whole(server, tmp_path)
     few, by = [Question("a"), Question("é"), Question("b")], llm(server)
     replied = ask(server, path, *few, by=by)
     content = path.read_bytes()
-    for end in range(len(content) + 1):
+    ends = [n + 1 for n, byte in enumerate(content) if byte == ord("\n")]
+    for end in {*range(0, len(content), 7), *(end + more for end in ends for more in (-2, -1, 0, 1))} - {
+        len(content) + 1
+    }:
         path.write_bytes(content[:end])
         server.asked.clear()
         assert ask(server, path, *few, by=by) == replied
