@@ -89,10 +89,11 @@ def annotate(flags: Annotate) -> int:
         try:
             with whole(out) as file:
                 pairs, found = 0, in_order(lambda work: made_of(work, judge, flags), works(flags), flags.at_once)
-                for made in tqdm(found, flags.way, total=rows, unit="row", leave=False, delay=1):
+                for made in (bar := tqdm(found, flags.way, total=rows, unit="row", leave=False, delay=1)):
                     if made.failed:
                         failed.setdefault(made.failed.kind, []).append(made.number)
                         details.setdefault(made.failed.kind, made.failed.detail)
+                        bar.set_postfix(failed=sum(map(len, failed.values())), refresh=False)
                     elif made.dropped:
                         dropped.setdefault(made.dropped, []).append(made.number)
                     else:

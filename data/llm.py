@@ -58,6 +58,8 @@ class LLM:
         self.endpoint = Endpoint(model, address, timeout)
         self.model, self.retries, self.wait, self.at_once = model, retries, wait, at_once
         self._lock, self._not_before = threading.Lock(), 0.0  # of the clock time.monotonic
+        self.has_answered = False  # some question, now or in an earlier process: so questions like these can be
+        self.is_over = False  # nobody takes replies any more: threads that still wait to ask again do not
         self._in_a_row = 0  # requests that failed since one did not
 
     def reply(self, question: Question) -> Reply:
@@ -66,6 +68,8 @@ class LLM:
         while True:
             while (pause := self._not_before - time.monotonic()) > 0:
                 time.sleep(pause)
+            if self.is_over:
+                raise Failed("not asked any more")
             try:
                 found = self.endpoint.reply(question)
             except Passing as error:
@@ -75,10 +79,11 @@ class LLM:
                 self._pause(error.wait, attempt)
                 attempt += 1
             except Failed as error:
-                self._count(error)
+                if not self.has_answered:  # else it may well be the question: a thousand long rows may stand together
+                    self._count(error)
                 raise
             else:
-                self._in_a_row = 0
+                self._in_a_row, self.has_answered = 0, True
                 return found
 
     def _pause(self, asked_for: float | None, attempt: int) -> None:

@@ -89,6 +89,7 @@ class Replies:
                 Notice(f"{path}: lines that cannot be read: {damaged}; what they held is asked again"), stacklevel=2
             )
         self.file.truncate(self._end)
+        self.llm.has_answered |= bool(self._places)
 
 
 def key_of(model: str, question: Question) -> bytes:
@@ -105,7 +106,8 @@ def kept_replies(llm: LLM, path: Path | None) -> Iterator[Replies]:
     """
     with ExitStack() as stack:
         if path is None:
-            yield Replies(llm, stack.enter_context(tempfile.TemporaryFile(buffering=0)))
+            replies = Replies(llm, stack.enter_context(tempfile.TemporaryFile(buffering=0)))
+            yield from _until_over(replies)
             return
         make_folder(path.parent)
         try:
@@ -122,11 +124,17 @@ def kept_replies(llm: LLM, path: Path | None) -> Iterator[Replies]:
             replies.load(path)
         except OSError as error:
             raise Unwritable.because(path, error) from None
-        try:
-            yield replies
-        finally:
-            with suppress(OSError):
-                os.fsync(replies.file.fileno())
+        yield from _until_over(replies)
+
+
+def _until_over(replies: Replies) -> Iterator[Replies]:
+    replies.llm.is_over = False
+    try:
+        yield replies
+    finally:
+        replies.llm.is_over = True
+        with suppress(OSError):
+            os.fsync(replies.file.fileno())
 
 
 def _key(line: bytes) -> bytes | None:

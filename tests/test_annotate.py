@@ -300,27 +300,41 @@ def test_a_build_killed_at_any_moment_and_given_again_is_byte_for_byte_the_unbro
     write_rows(tmp_path / "rows.jsonl", two_answers(150))
     build(tmp_path / "rows.jsonl", tmp_path / "unbroken.jsonl", "--way", "judge", "--at-once", 4)
     server.answered.clear()
-    rng, kills, replies = random.Random(7), 0, tmp_path / "pairs.replies.jsonl"
-    for _ in range(8):
+    rng, replies, kills = random.Random(7), tmp_path / "pairs.replies.jsonl", 8
+    flags = words(server, tmp_path / "rows.jsonl", tmp_path / "pairs.jsonl", "--way", "judge", "--at-once", 4)
+    for _ in range(kills):
         before = len(replies.read_bytes().splitlines()) if replies.exists() else 0
-        asked = command(
-            *words(server, tmp_path / "rows.jsonl", tmp_path / "pairs.jsonl", "--way", "judge", "--at-once", 4)
-        )
-        process = subprocess.Popen(
-            asked, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        end, more = time.monotonic() + 60, rng.randrange(40)
-        while process.poll() is None and time.monotonic() < end:
-            if replies.exists() and len(replies.read_bytes().splitlines()) > before + more:
-                process.send_signal(signal.SIGKILL)
-            time.sleep(rng.random() / 100)
-        kills += process.wait() == -signal.SIGKILL
-        assert not (tmp_path / "pairs.jsonl").exists() or process.returncode == 0
+        process = subprocess.Popen(command("data/build.py", "llm", *flags), cwd=ROOT, env=ENVIRONMENT)
+        more, end = rng.randrange(1, 30), time.monotonic() + 60
+        while not replies.exists() or len(replies.read_bytes().splitlines()) < before + more:
+            assert process.poll() is None and time.monotonic() < end
+            time.sleep(0.002)
+        time.sleep(0.02 * rng.random())
+        process.kill()
+        assert process.wait() == -signal.SIGKILL and not (tmp_path / "pairs.jsonl").exists()
     build(tmp_path / "rows.jsonl", tmp_path / "pairs.jsonl", "--way", "judge", "--at-once", 4)
     assert (tmp_path / "pairs.jsonl").read_bytes() == (tmp_path / "unbroken.jsonl").read_bytes()
-    assert kills >= 4 and len(server.answered) == 300
+    assert len(server.answered) == 300
     again = sum(count - 1 for count in server.answered.values())
     assert again <= 4 * kills  # what was on its way when the process died, and no more
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_a_build_at_once_though_all_requests_hang_and_what_came_is_kept(server, tmp_path, build):
+    server.fault = lambda request: "hang" if len(server.asked) >= 9 else None
+    write_rows(tmp_path / "rows.jsonl", two_answers(10))
+    flags = words(server, tmp_path / "rows.jsonl", tmp_path / "pairs.jsonl", "--way", "judge", "--timeout", 60)
+    started = command("data/build.py", "llm", *flags)
+    process = subprocess.Popen(started, cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 60
+    while len(server.asked) < 17:  # nine were answered, and all eight threads wait
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=15)[1].splitlines()[-1] == "stopped by Ctrl+C" and process.returncode == 130
+    assert not (tmp_path / "pairs.jsonl").exists() and not (tmp_path / "pairs.jsonl.part").exists()
+    server.fault = lambda request: None
+    assert "asked   11 questions" in build(tmp_path / "rows.jsonl", tmp_path / "pairs.jsonl", "--way", "judge").stdout
 
 
 # The key

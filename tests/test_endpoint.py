@@ -197,6 +197,20 @@ def test_one_reply_among_many_failures_is_enough_to_go_on(server):
     assert failed == 93 and len(server.asked) == 100
 
 
+def test_questions_that_are_refused_end_it_only_where_none_was_ever_answered(server):
+    server.plan, server.fault = [None], lambda request: "400"
+    asks = llm(server, at_once=1)
+    asks.reply(Question("short"))
+    for n in range(60):  # as where the long rows of a file stand together
+        with pytest.raises(Failed):
+            asks.reply(Question(f"long {n}"))
+    never = llm(server, at_once=1)
+    with pytest.raises(UserError, match="the last 20 requests all failed, most recently so: HTTP 400: planned 400"):
+        for n in range(60):
+            with pytest.raises(Failed):
+                never.reply(Question(f"with a setting that the model does not take {n}"))
+
+
 @given(st.floats(0, 1e9))
 def test_a_number_of_seconds_is_read(seconds):
     assert retry_after(str(seconds)) == seconds

@@ -93,7 +93,7 @@ def test_flags_of_a_judge_need_a_judge(monkeypatch):
 def run(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("win")
     write_rows(folder / "pairs.jsonl", preference_rows(120))
-    flags = ["--batch", 16, "--steps", 25, "--eval-every", 0, "--lr", 3e-4, "--out", folder / "run"]
+    flags = ["--batch", 16, "--steps", 40, "--eval-every", 0, "--lr", 1e-3, "--out", folder / "run"]
     call(ROOT / "dpo/train.py", "--pairs", folder / "pairs.jsonl", *flags)
     return folder / "run"
 
@@ -121,6 +121,6 @@ def test_evaluate_shows_the_win_rate_and_asks_nothing_twice(run, server):
 @pytest.mark.slow
 def test_a_judge_that_is_not_there_is_one_line_and_the_other_figures_are_written(run, tmp_path):
     judge = ["--judge", MODEL, "--judge-address", "http://127.0.0.1:9/v1"]
-    done = call(ROOT / "dpo/evaluate.py", "--policy", run, "--prompts", 4, "--out", tmp_path, *judge, code=2)
+    done = call(ROOT / "dpo/evaluate.py", "--policy", run, "--prompts", 9, "--out", tmp_path, *judge, code=2)
     assert done.stderr.splitlines()[-1].startswith("error: nothing answers at http://127.0.0.1:9/v1")
     assert "judge" not in json.loads((tmp_path / "evaluation.json").read_text())
