@@ -71,50 +71,65 @@ class Made(NamedTuple):
     failed: Failed | None = None
 
 
+class Report(NamedTuple):
+    """What came of all rows. The lists are of row numbers."""
+
+    pairs: int
+    dropped: dict[str, list[int]]  # by why
+    failed: dict[str, list[int]]  # by kind
+    details: dict[str, str]  # of each kind the first
+
+
 def annotate(flags: Annotate) -> int:
     check_range(flags, ("tries",), 1, most=100)
     check_range(flags, ("temperature",), 0, most=2)
     check_range(flags, ("seed",), 0, below=2**31 - 100)
     check_range(flags, ("max_tokens",), 0)
     llm, criterion, out = flags.llm(), read_criterion(flags.criterion), Path(flags.out)
+    if not out.name:
+        raise UserError(f"--out {out} is a folder; name a file")
     kept = Path(flags.replies) if flags.replies else out.with_suffix(".replies.jsonl")
     if len({path.resolve() for path in (Path(flags.file), out, kept)}) < 3:
         raise UserError(f"--out {out}: what is read, the replies and what is written must be three files")
     rows = sum(1 for _ in works(flags))  # all are looked at before anything is asked
-    dropped: dict[str, list[int]] = {}
-    failed: dict[str, list[int]] = {}
-    details: dict[str, str] = {}
     with kept_replies(llm, kept) as replies:
         judge = Judge(replies, criterion, flags.temperature, flags.seed, flags.max_tokens, flags.tries)
-        try:
-            with whole(out) as file:
-                pairs, found = 0, in_order(lambda work: made_of(work, judge, flags), works(flags), flags.at_once)
-                for made in (bar := tqdm(found, flags.way, total=rows, unit="row", leave=False, delay=1)):
-                    if made.failed:
-                        failed.setdefault(made.failed.kind, []).append(made.number)
-                        details.setdefault(made.failed.kind, made.failed.detail)
-                        bar.set_postfix(failed=sum(map(len, failed.values())), refresh=False)
-                    elif made.dropped:
-                        dropped.setdefault(made.dropped, []).append(made.number)
-                    else:
-                        pairs += 1
-                        file.write(_line(made.row))
-                if not pairs:
-                    raise _Nothing
-        except _Nothing:
-            pairs = 0
-    print(f"pairs   {pairs:,} of {rows:,} rows, " + (f"written to {out}" if pairs else f"{out} is not written"))
+        found = in_order(lambda work: made_of(work, judge, flags), works(flags), flags.at_once)
+        report = write_pairs(out, tqdm(found, flags.way, total=rows, unit="row", leave=False, delay=1))
+    print(f"pairs   {report.pairs:,} of {rows:,} rows, {'written to' if report.pairs else 'so there is no new'} {out}")
     print(f"asked   {replies.asked:,} questions of {llm.model}, {replies.known:,} known from {kept}")
-    if dropped:
-        print(f"dropped {summary(dropped)}")
-    if failed:
-        said = "".join(f"; {kind}: {detail}" for kind, detail in details.items() if detail)
-        print(f"failed  {summary(failed)}{said}")
-    return 1 if failed or not pairs else 0
+    if report.dropped:
+        print(f"dropped {summary(report.dropped)}")
+    if report.failed:
+        said = "".join(f"; {kind}: {detail}" for kind, detail in report.details.items() if detail)
+        print(f"failed  {summary(report.failed)}{said}")
+    return 1 if report.failed or not report.pairs else 0
 
 
 class _Nothing(Exception):
     """No row gave a pair, so that no file is written."""
+
+
+def write_pairs(out: Path, found: tqdm) -> Report:
+    """Write the pairs among what was `found`, in its order. Where there is none, the file stays as it was."""
+    report = Report(0, {}, {}, {})
+    try:
+        with whole(out) as file:
+            for made in found:
+                if made.failed:
+                    report.failed.setdefault(made.failed.kind, []).append(made.number)
+                    report.details.setdefault(made.failed.kind, made.failed.detail)
+                    found.set_postfix(failed=sum(map(len, report.failed.values())), refresh=False)
+                elif made.dropped:
+                    report.dropped.setdefault(made.dropped, []).append(made.number)
+                else:
+                    file.write(_line(made.row))
+                    report = report._replace(pairs=report.pairs + 1)
+            if not report.pairs:
+                raise _Nothing
+    except _Nothing:
+        pass
+    return report
 
 
 def works(flags: Annotate) -> Iterator[Work]:

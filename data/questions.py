@@ -54,8 +54,7 @@ RATE = """Rate an answer to a request, by this criterion alone:
 {texts}
 
 How good is the answer by the criterion, from 1 (as bad as can be) to 10 (as good as can be)? Say in a sentence or two why.
-Then end with one line that has the number, such as this:
-Score: 5"""
+Then end with a line of its own that has the word Score, a colon and the number, and nothing else."""
 
 LINE = r"[\s*_#>`]*{name}[\s*_]*:[\s*_`]*({value})[\s*_.`]*"  # with or without the marks of Markdown
 

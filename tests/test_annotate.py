@@ -389,6 +389,7 @@ BAD = [
     (["--model", "other"], [{"prompt": "p", "output": "a"}], "model other: not found there"),
     (["--replies", "rows.jsonl"], [{"prompt": "p", "output": "a"}], "must be three files"),
     (["--out", "rows.jsonl"], [{"prompt": "p", "output": "a"}], "must be three files"),
+    (["--out", "."], [{"prompt": "p", "output": "a"}], "--out . is a folder; name a file"),
     (["--replies", "other.jsonl"], [{"prompt": "p", "output": "a"}], "holds something else than replies"),
 ]
 
