@@ -340,6 +340,7 @@ def test_ctrl_c_ends_a_build_at_once_though_all_requests_hang_and_what_came_is_k
 # The key
 
 
+@pytest.mark.slow
 def test_the_key_appears_in_no_file_and_no_output(server, tmp_path):
     server.reply = lambda text, request: by_rule(text, request) if "Verdict" in text else f"key {KEY}"
     write_rows(tmp_path / "rows.jsonl", two_answers(6))
