@@ -2,6 +2,7 @@
 
 python data/build.py rules --out pairs.jsonl                  the embedded preference set, as a file
 python data/build.py rules --sft --count 40000 --out sft.jsonl    answers in three manners, for a start
+python data/build.py llm answers.jsonl --model llama3.1 --criterion polite --out pairs.jsonl     an LLM makes the pairs
 python data/build.py check pairs.jsonl                        what is in a file, and what would be dropped
 """
 
@@ -14,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tqdm import tqdm
 
+from data.annotate import Annotate, annotate
 from data.check import Check, check, report
 from data.pairs import instruction_prompt, write_rows
 from data.rules import PAIRS, TINY, preference_rows, row_pairs, sft_rows
@@ -52,4 +54,4 @@ def rules(flags: Rules) -> None:
 
 
 if __name__ == "__main__":
-    run({"rules": (rules, Rules), "check": (check, Check)} | SHAPE)
+    run({"rules": (rules, Rules), "llm": (annotate, Annotate), "check": (check, Check)} | SHAPE)

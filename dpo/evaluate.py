@@ -5,7 +5,8 @@
 
 Of every held-out pair: the loss, which answer became likelier, by how much. Of every held-out prompt: the answer that
 both models give, decoded greedily. For the embedded tasks, whose right answers a rule knows: the rates of courteous,
-rude and correct ones, overall and by family, and whether correctness changed, prompt by prompt.
+rude and correct ones, overall and by family, and whether correctness changed, prompt by prompt. And for any prompts, if
+an LLM is named that judges (--judge): how often it prefers the trained model's answer.
 """
 
 import json
@@ -15,8 +16,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.pairs import summary, write_rows
-from dpo.answers import answer, differences, rates
+from data.endpoint import OLLAMA
+from data.pairs import Pair, summary, write_rows
+from dpo.answers import Answer, answer, differences, rates
 from dpo.examples import EMBEDDED, Examples, check_margins, open_examples
 from dpo.forward import Way, fitting
 from dpo.losses import Loss, parse_loss
@@ -26,6 +28,7 @@ from dpo.score import score_pairs, verdict
 from dpo.side_by_side import samples, table
 from dpo.start import open_model
 from dpo.step import Plan, held_out_metrics
+from dpo.win_rate import asked, judged_by, line
 from gpt.command import UserError, check_range, flag, run
 from gpt.generate import longest_answer
 from gpt.joining import join
@@ -61,6 +64,9 @@ class Flags:
         "folder for evaluation.json and samples.jsonl, or for scores.jsonl; empty: the run folder, if its own pairs and start "
         "are asked, else nothing is written",
     )
+    judge: str = flag("", "model that judges the answers of both, for a win rate; empty: none")
+    judge_address: str = flag("", f"of a server with OpenAI's chat protocol; empty: {OLLAMA}")
+    criterion: str = flag("", "what it judges by: a name of data/criteria, or a text file; empty: helpful")
     device: str = flag("auto", "auto is cuda where there is one, else cpu", choices=("auto", "cpu", "cuda", "mps"))
 
 
@@ -70,6 +76,7 @@ def main(flags: Flags) -> None:
     check_range(flags, ("max_new",), 1)
     if flags.out and Path(flags.out).is_file():
         raise UserError(f"--out {flags.out} is a file; name a folder")
+    judge = judged_by(flags.judge, flags.judge_address, flags.criterion)
     trained = RunFolder(flags.policy)
     record = trained.read_json("run.json") if (trained.path / "run.json").exists() else {}
     used = record.get("flags", {})
@@ -77,7 +84,7 @@ def main(flags: Flags) -> None:
     policy, reference, tokenizer = open_both(flags, record)
     scoring = bool(flags.reference and flags.pairs) if flags.compare is None else not flags.compare
     if scoring:
-        for name in ("held_out", "prompts", "max_new", "show"):
+        for name in ("held_out", "prompts", "max_new", "show", "judge"):
             if getattr(flags, name) != Flags.__dataclass_fields__[name].default:
                 raise UserError(
                     f"--{name.replace('_', '-')} is of comparing models (--compare), not of scoring pairs, which "
@@ -102,7 +109,15 @@ def main(flags: Flags) -> None:
     own = used and not (flags.reference or flags.pairs or flags.loss or flags.held_out is not None)
     flags = replace(flags, max_new=max_new, out=flags.out or (flags.policy if own else ""))
     with join(flags.device) as world:
-        compare(policy, reference, tokenizer, held_out, loss, world, flags)
+        report, prompts, answers = compare(policy, reference, tokenizer, held_out, loss, world, flags)
+    if world.is_main:
+        tell(report, prompts, answers, flags)
+        if judge:  # last, since it may take hours, and the other processes need not wait
+            kept = Path(flags.out) / "judge.jsonl" if flags.out else None
+            report["judge"] = asked(judge, kept, prompts, answers["before"], answers["after"])
+            print(line(report["judge"]))
+            if flags.out:
+                RunFolder(flags.out).write_json("evaluation.json", report)
 
 
 def open_both(flags: Flags, record: dict) -> tuple[GPT, GPT, Tokenizer]:
@@ -146,8 +161,8 @@ def compare(
     loss: Loss,
     world: World,
     flags: Flags,
-) -> None:
-    """Print figures and answers of both models side by side, and write them into the folder --out, if there is one."""
+) -> tuple[dict, list[Pair], dict[str, list[Answer]]]:
+    """(what evaluation.json will hold, the held-out prompts, {"before", "after"}: what both models answer to them)"""
     margins = pair_metrics(policy, reference, held_out, loss, world)
     prompts = {pair.prompt: pair for pair in held_out.pairs}  # a prompt with several pairs is answered once
     chosen = list(prompts.values())[: flags.prompts or None]
@@ -158,9 +173,14 @@ def compare(
     report = {name: margins[name] | rates(chosen, given) for name, given in answers.items()}
     report["difference"] = differences(chosen, answers["before"], answers["after"])
     report["loss"] = str(loss)
-    say(table(report, len(chosen)), world)
-    say(samples(chosen, answers, flags.show), world)
-    if world.is_main and flags.out:
+    return report, chosen, answers
+
+
+def tell(report: dict, prompts: list[Pair], answers: dict[str, list[Answer]], flags: Flags) -> None:
+    """Print figures and answers of both models side by side, and write them into the folder --out, if there is one."""
+    print(table(report, len(prompts)))
+    print(samples(prompts, answers, flags.show), flush=True)
+    if flags.out:
         folder = RunFolder(flags.out)
         folder.write_json("evaluation.json", report)
         write_rows(
@@ -173,10 +193,10 @@ def compare(
                     "chosen": pair.chosen,
                     "rejected": pair.rejected,
                 }
-                for pair, before, after in zip(chosen, answers["before"], answers["after"])
+                for pair, before, after in zip(prompts, answers["before"], answers["after"])
             ],
         )
-        print(f"\nwritten to {folder.path / 'evaluation.json'} and samples.jsonl")
+        print(f"\nwritten to {folder.path / 'evaluation.json'} and samples.jsonl", flush=True)
 
 
 def way_for(model: GPT, world: World) -> Way:

@@ -7,7 +7,7 @@ runs/NAME/
     checkpoints/       gpt/checkpoint.py
     model/             the trained model, a model folder
     adapter/           with --lora its adapters alone, as peft reads them (a random start has no base to name)
-    evaluation.json    dpo/evaluate.py, samples.jsonl too
+    evaluation.json    dpo/evaluate.py, samples.jsonl too; with --judge judge.jsonl, its replies
 """
 
 import json
