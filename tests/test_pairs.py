@@ -58,12 +58,13 @@ def refusal(read, tmp_path):
 
 
 def test_a_json_list_and_json_lines_give_the_same_pairs_and_count_rows_from_1(read):
-    rows = [GOOD, TASK, GOOD | {"prompt": "été 日本"}]
+    rows = [TASK, TASK | {"input": ""}, TASK | {"instruction": "été 日本"}]
     lines = [json.dumps(row) for row in rows]
     expected = [
-        Pair("Say hello.", "Good morning!", "What?", 1),
-        Pair(AS_IN_THE_BOOK, "Certainly! 5", "5, obviously", 2, "5"),
-        Pair("été 日本", "Good morning!", "What?", 3),
+        Pair(prompt, "Certainly! 5", "5, obviously", number, "5")
+        for number, prompt in enumerate(
+            (AS_IN_THE_BOOK, instruction_prompt("Add."), AS_IN_THE_BOOK.replace("Add.", "été 日本")), 1
+        )
     ]
     assert read(json.dumps(rows)) == expected
     assert read(json.dumps(rows, indent=4, ensure_ascii=False)) == expected
@@ -78,7 +79,7 @@ def test_a_byte_order_mark_and_white_space_before_the_first_row_are_no_part_of_i
 
 
 def test_the_row_of_json_lines_is_the_line_that_an_editor_shows(read):
-    assert [pair.row for pair in read(f"\n{json.dumps(GOOD)}\n\n  \n{json.dumps(TASK)}\n")] == [2, 5]
+    assert [pair.row for pair in read(f"\n{json.dumps(GOOD)}\n\n  \n{json.dumps(GOOD)}\n")] == [2, 5]
 
 
 def test_a_line_separator_inside_a_text_ends_no_row(read):
@@ -155,7 +156,8 @@ MISSING = [
 
 @pytest.mark.parametrize("row, expected", [case[1:] for case in MISSING], ids=[case[0] for case in MISSING])
 def test_a_bad_row_is_refused_by_file_row_and_field(refusal, row, expected):
-    for content in (json.dumps([GOOD, row, GOOD]), f"{json.dumps(GOOD)}\n{json.dumps(row)}\n{json.dumps(GOOD)}"):
+    good = TASK if isinstance(row, dict) and "instruction" in row else GOOD
+    for content in (json.dumps([good, row, good]), f"{json.dumps(good)}\n{json.dumps(row)}\n{json.dumps(good)}"):
         message = refusal(content)
         assert all(part in message for part in expected), message
 
