@@ -3,6 +3,7 @@
 python data/build.py rules --out pairs.jsonl                  the embedded preference set, as a file
 python data/build.py rules --sft --count 40000 --out sft.jsonl    answers in three manners, for a start
 python data/build.py check pairs.jsonl                        what is in a file, and what would be dropped
+python data/build.py convert data.parquet --out pairs.jsonl   from chat messages, HH, ShareGPT, ratings ... to pairs
 """
 
 import re
@@ -15,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tqdm import tqdm
 
 from data.check import Check, check, report
+from data.convert import Convert, convert
 from data.pairs import instruction_prompt, write_rows
 from data.rules import PAIRS, TINY, preference_rows, row_pairs, sft_rows
 from gpt.command import check_range, flag, run
@@ -51,4 +53,4 @@ def rules(flags: Rules) -> None:
 
 
 if __name__ == "__main__":
-    run({"rules": (rules, Rules), "check": (check, Check)})
+    run({"rules": (rules, Rules), "check": (check, Check), "convert": (convert, Convert)})

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from data.dialogues import are_dialogues, chat, hh, sharegpt
 from data.fields import LISTS, kind, meant, missing, needed, number_in, text
-from data.ratings import are_ratings, ratings
+from data.ratings import ANSWERS, SCORES, are_ratings, ratings
 from data.turns import are_messages, instruction_of
 from gpt.command import UserError
 
@@ -39,6 +39,7 @@ class Answers(NamedTuple):
 class Format(NamedTuple):
     sign: str  # what gives it away
     read: Callable[[dict, str], tuple]  # a row, and where it stands, to the values of Answers
+    fields: frozenset[str]  # what is looked at
 
 
 class OneFormat:
@@ -144,12 +145,18 @@ def _instruction(row: dict, where: str) -> tuple:
     return prompt, chosen, rejected
 
 
+def _fields(*names: str) -> frozenset[str]:
+    both = (name for names in BOTH_SCORES for name in names)
+    return frozenset({*names, *both, "chosen", "rejected", "margin", "output", "family", "group"})
+
+
+ASKED = ("instruction", "input", "system", "history")
 FORMATS = {
-    "instruction": Format("'instruction' beside 'chosen'", _instruction),
-    "prompt": Format("'prompt' and 'chosen' are text", _prompt),
-    "chat": Format("messages with role and content", chat),
-    "sharegpt": Format("'conversations' beside 'chosen'", sharegpt),
-    "hh": Format("'chosen' is text that begins with Human: and has Assistant: in it", hh),
-    "ratings": Format("a list of answers with scores", ratings),
+    "instruction": Format("'instruction' beside 'chosen'", _instruction, _fields(*ASKED)),
+    "prompt": Format("'prompt' and 'chosen' are text", _prompt, _fields("prompt")),
+    "chat": Format("messages with role and content", chat, _fields("prompt", "messages", "system")),
+    "sharegpt": Format("'conversations' beside 'chosen'", sharegpt, _fields("conversations", "system")),
+    "hh": Format("'chosen' is text of Human: and Assistant:", hh, _fields()),
+    "ratings": Format("answers with scores", ratings, _fields(*ASKED, "prompt", *ANSWERS, *SCORES)),
 }
 PLAIN = ("prompt", "instruction")
