@@ -90,7 +90,7 @@ def _parquet(path: Path, file: BufferedReader, stack: ExitStack) -> Source:
                 for value in batch.to_pylist():
                     number += 1
                     yield Row(number, value, 0, 0)
-        except (pyarrow.ArrowException, OSError) as error:
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
             raise _damaged(path, error) from None
 
     try:
