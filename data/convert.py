@@ -79,14 +79,8 @@ class Found:
 
 def convert(flags: Convert) -> None:
     check_range(flags, ("limit",), 0)
-    for name in flags.files:
-        if (
-            flags.out != "-"
-            and os.path.exists(flags.out)
-            and os.path.exists(name)
-            and os.path.samefile(name, flags.out)
-        ):
-            raise UserError(f"--out {flags.out} is the file that is read; name another")
+    if any(_are_one(name, flags.out) for name in flags.files):
+        raise UserError(f"--out {flags.out} is a file that is read; name another")
     tokenizer = Tokenizer.gpt2() if flags.model == "gpt2" else Tokenizer.load(flags.model or TINY)
     found: list[Found] = []
     examples: list[Pair] = []
@@ -102,6 +96,10 @@ def convert(flags: Convert) -> None:
         print(f"\nrow {pair.row}, as it will be tokenized\n{example(pair, tokenizer)}")
     pairs = sum(one.pairs for one in found)
     print(f"\n{pairs:,} pairs" + (f" written to {flags.out}" if flags.out != "-" else ""))
+
+
+def _are_one(name: str, other: str) -> bool:
+    return os.path.exists(name) and os.path.exists(other) and os.path.samefile(name, other)
 
 
 def _rows(flags: Convert, found: list[Found], examples: list[Pair]) -> Iterator[dict]:

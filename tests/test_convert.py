@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from data.convert import LONG, PIECES, Convert, convert, pieces, row_of
 from data.formats import FORMATS
 from data.pairs import Pair, read_pairs, write_rows
+from dpo.examples import open_examples
 from gpt.command import UserError, parse
 from gpt.tokenizer import Tokenizer
 from tests.preferences import SAME, Preference, chat_apart, chat_inside, hh_texts, preferences, sharegpt
@@ -72,6 +74,17 @@ def test_what_was_converted_is_read_as_the_pairs_of_the_file(tmp_path_factory, s
 def test_a_row_has_what_a_pair_has_and_no_more(pair):
     row = row_of(pair)
     assert Pair(**{"rejected": None, **row}) == pair._replace(row=0) and None not in row.values()
+
+
+@pytest.mark.parametrize("write", [*SAME, as_hh], ids=lambda write: write.__name__)
+def test_the_trainer_makes_the_same_tokens_of_a_file_and_of_what_it_became(tmp_path, tokenizer, write):
+    several = [Preference("Be kind.", [("a", "b")] * (i % 3), f"{i}?", f"yes {i} 😀", f"no {i}") for i in range(40)]
+    write_rows(tmp_path / "in.jsonl", map(write, several))
+    convert(Convert(files=[str(tmp_path / "in.jsonl")], out=str(tmp_path / "out.jsonl")))
+    both = [open_examples(str(tmp_path / name), tokenizer, 512, 0.3, None, {}) for name in ("in.jsonl", "out.jsonl")]
+    for side, other in zip(*both):
+        assert len(side.ids) > 3 and list(side.ids) == list(other.ids) and list(side.pairs) == list(other.pairs)
+        assert np.array_equal(side.margins, other.margins, equal_nan=True)
 
 
 # The command
@@ -154,7 +167,7 @@ BAD = [
     ("no format", ["chat.jsonl", "--out", "o.jsonl", "--format", "chatml"], "chatml"),
     ("limit", ["chat.jsonl", "--out", "o.jsonl", "--limit", -1], "--limit"),
     ("model", ["chat.jsonl", "--out", "o.jsonl", "--model", "nowhere"], "nowhere"),
-    ("itself", ["./chat.jsonl", "--out", "chat.jsonl"], "--out chat.jsonl is the file that is read"),
+    ("itself", ["./chat.jsonl", "--out", "chat.jsonl"], "--out chat.jsonl is a file that is read"),
     ("below a file", ["chat.jsonl", "--out", "chat.jsonl/o"], "chat.jsonl"),
     ("mixed", ["mixed.jsonl", "--out", "o.jsonl"], "mixed.jsonl, row 2 is 'sharegpt'"),
     ("nothing", ["tie.jsonl", "--out", "o.jsonl"], "no pair is left (all answers have one score: 1 (row 1))"),
