@@ -21,10 +21,11 @@ from data.endpoint import Failed
 from data.in_order import in_order
 from data.judge import DISAGREE, Judge
 from data.llm import LLMFlags
-from data.pairs import pair_of, summary, teaches_nothing, text_hash
+from data.pairs import pair_of, summary, teaches_nothing
 from data.questions import FIRST, TIE, read_criterion
 from data.reading import stream_rows
 from data.replies import kept_replies
+from data.sides import text_hash
 from gpt.command import UserError, argument, check_range, flag
 from gpt.files import whole
 from gpt.untrusted import shown

@@ -4,6 +4,7 @@ python data/build.py rules --out pairs.jsonl                  the embedded prefe
 python data/build.py rules --sft --count 40000 --out sft.jsonl    answers in three manners, for a start
 python data/build.py llm answers.jsonl --model llama3.1 --criterion polite --out pairs.jsonl     an LLM makes the pairs
 python data/build.py check pairs.jsonl                        what is in a file, and what would be dropped
+python data/build.py convert data.parquet --out pairs.jsonl   from chat messages, HH, ShareGPT, ratings ... to pairs
 """
 
 import re
@@ -17,6 +18,7 @@ from tqdm import tqdm
 
 from data.annotate import Annotate, annotate
 from data.check import Check, check, report
+from data.convert import Convert, convert
 from data.pairs import instruction_prompt, write_rows
 from data.rules import PAIRS, TINY, preference_rows, row_pairs, sft_rows
 from data.shape import SHAPE
@@ -54,4 +56,5 @@ def rules(flags: Rules) -> None:
 
 
 if __name__ == "__main__":
-    run({"rules": (rules, Rules), "llm": (annotate, Annotate), "check": (check, Check)} | SHAPE)
+    made = {"rules": (rules, Rules), "llm": (annotate, Annotate)}
+    run(made | {"check": (check, Check), "convert": (convert, Convert)} | SHAPE)

@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from data.formats import OneFormat
 from data.pairs import Pair, pair_of
+from data.ratings import NoPair
 from data.reading import Row, stream_rows
 from gpt.command import UserError
 from gpt.files import whole
@@ -48,7 +50,14 @@ def rows(path: str | Path, doing: str = "") -> Iterator[Row]:
 
 def pairs(path: str | Path, doing: str = "") -> Iterator[tuple[Row, Pair]]:
     """The rows of a file, each with the pair that it holds. Raises UserError, naming row and field, where one holds none."""
-    return ((row, pair_of(row.value, row.number, f"{path}, row {row.number}")) for row in rows(path, doing))
+    format = OneFormat()
+    for row in rows(path, doing):
+        where = f"{path}, row {row.number}"
+        try:
+            pair = pair_of(row.value, row.number, where, format)
+        except NoPair as none:
+            raise UserError(f"{where}: {none}; python data/build.py convert leaves such rows out") from None
+        yield row, pair
 
 
 def chosen_rows(path: str | Path, wanted: np.ndarray, doing: str = "") -> Iterator[Row]:

@@ -19,7 +19,9 @@ import numpy as np
 
 from data.characters import CONTROL, INVISIBLE, TURN, is_word, normal, script, special_tokens
 from data.features import MOST, Sample, Separability, look, separability
-from data.pairs import TEMPLATE, Groups, Pair, text_hash
+from data.pairs import Pair
+from data.sides import Groups, text_hash
+from data.turns import TEMPLATE
 from gpt.tokenizer import Tokenizer
 
 LISTED = 100  # rows that are kept of each thing that was noted

@@ -22,8 +22,10 @@ import numpy as np
 
 from data.carry import Tally, check_files, chosen_rows, number_of, pairs, report, rows, where_to, written
 from data.normal import normalized
-from data.pairs import TEMPLATE, Pair, pair_of
+from data.pairs import Pair, pair_of
+from data.ratings import NoPair
 from data.reading import Row
+from data.turns import TEMPLATE
 from gpt.command import UserError, argument, check_range, flag
 from gpt.untrusted import shown
 
@@ -170,7 +172,7 @@ def tested(row: Row, path: str) -> tuple[list[str], list[str], bool]:
     """(prompts, all texts, whether it is a pair) of a row of the other files, normalized."""
     try:
         pair = pair_of(row.value, row.number, f"{path}, row {row.number}")
-    except UserError:  # a test need not have answers, or name its fields as pairs do
+    except (UserError, NoPair):  # a test need not have answers, or name its fields as pairs do
         texts = [normalized(text) for text in strings(row.value)]
         return texts, texts, False
     texts = texts_of(pair)

@@ -12,7 +12,8 @@ import numpy as np
 
 from data.carry import Tally, check_files, chosen_rows, firsts, number_of, pairs, report, where_to, written
 from data.normal import normalized
-from data.pairs import Pair, text_hash
+from data.pairs import Pair
+from data.sides import text_hash
 from gpt.command import UserError, argument, flag
 
 

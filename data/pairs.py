@@ -3,36 +3,41 @@
     {"prompt": "Say hello.", "chosen": "Good morning!", "rejected": "What do you want?"}
     {"instruction": "Add the numbers.", "input": "2 + 3", "output": "5", "chosen": "Certainly! 5", "rejected": "5, obviously"}
 
-Read from JSON (a list of rows) or JSONL (one row a line). The prompt ends where the answer begins; an instruction row
-gets the template that the book and Alpaca use. Every row is checked before anything is trained, and what teaches
-nothing is dropped and counted, never silently.
+Read from JSON (a list of rows) or JSONL (one row a line), in any of the formats of data/formats.py. The prompt ends where
+the answer begins; an instruction row gets the template that the book and Alpaca use. Every row is checked before anything
+is trained, and what teaches nothing is dropped and counted, never silently.
 """
 
-import hashlib
 import json
-from array import array
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from difflib import get_close_matches
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from data.reading import BLOCK, stream_rows
+from data.fields import FIELDS, names, text
+from data.formats import OneFormat
+from data.ratings import NoPair
+from data.reading import BLOCK, Row, stream_rows
+from data.sides import split
+from data.turns import instruction_prompt
 from gpt.command import UserError
 from gpt.files import whole
-from gpt.untrusted import printing, shown
 
-TEMPLATE = (
-    "Below is an instruction that describes a task. Write a response that appropriately completes the request."
-    "\n\n### Instruction:\n{instruction}{input}\n\n### Response:\n"
-)
-
-TEXTS = ("prompt", "instruction", "input", "output", "chosen", "rejected", "family", "group")
-FIELDS = (*TEXTS, "margin")
-SHOWN = 10  # of the fields of a row, in a message
+__all__ = [  # some of it from further down, where nobody need look for it
+    "FIELDS",
+    "Pair",
+    "checked",
+    "instruction_prompt",
+    "nothing_left",
+    "pair_at",
+    "pair_of",
+    "placed_pairs",
+    "read_pairs",
+    "split",
+    "stream_pairs",
+    "summary",
+    "teaches_nothing",
+    "write_rows",
+]
 
 
 class Pair(NamedTuple):
@@ -46,11 +51,6 @@ class Pair(NamedTuple):
     family: str | None = None  # of the embedded tasks (data/tasks.py): what `output` is a right answer to
     group: str | None = None  # pairs of one group stay on one side of a split; default: the prompt
     margin: float | None = None  # how much better the chosen answer is, for losses that ask (margin=true)
-
-
-def instruction_prompt(instruction: str, input: str = "") -> str:
-    """The Alpaca template (Taori et al. 2023) as the book has it, up to the place where the answer begins."""
-    return TEMPLATE.format(instruction=instruction, input=f"\n\n### Input:\n{input}" if input else "")
 
 
 def read_pairs(
@@ -81,24 +81,40 @@ def placed_pairs(
 ) -> Iterator[tuple[Pair, int, int]]:
     """`stream_pairs` with, of each pair, where it stands in the file: its first byte and how many, for `pair_at`."""
     rows = stream_rows(Path(path), block)
-    for number, row, start, size in rows:
+    try:
+        for row, pair, why in checked(rows, str(path), one_answer, OneFormat()):
+            if why:
+                dropped.setdefault(why, []).append(row.number)
+            else:
+                yield pair, row.start, row.size
+    except UserError:
+        for _ in rows:  # where the file is no JSON further on, that is said first
+            pass
+        raise
+
+
+def checked(
+    rows: Iterable[Row], name: str, one_answer: bool | None, format: OneFormat
+) -> Iterator[tuple[Row, Pair | None, str | None]]:
+    """(row, its pair, None), or (row, None, why nothing can be learned from it). name: whose rows they are.
+
+    Raises UserError, naming row and field, as `stream_pairs` does.
+    """
+    for row in rows:
+        where = f"{name}, row {row.number}"
         try:
-            pair = pair_of(row, number, f"{path}, row {number}")
-            if pair.rejected is None and one_answer is False:
-                what = "null" if "rejected" in row else "missing"
-                raise UserError(
-                    f"{path}, row {number}: field 'rejected' is {what}; found {_names(row)}; this loss compares two "
-                    "answers (--loss sft is content with one)"
-                )
-        except UserError:
-            for _ in rows:  # where the file is no JSON further on, that is said first
-                pass
-            raise
+            pair = pair_of(row.value, row.number, where, format)
+        except NoPair as none:
+            yield row, None, str(none)
+            continue
+        if pair.rejected is None and one_answer is False:
+            what = "null" if "rejected" in row.value else "missing"
+            raise UserError(
+                f"{where}: field 'rejected' is {what}; found {names(row.value)}; this loss compares two "
+                "answers (--loss sft is content with one)"
+            )
         why = teaches_nothing(pair._replace(rejected=None) if one_answer else pair)
-        if why:
-            dropped.setdefault(why, []).append(number)
-        else:
-            yield pair, start, size
+        yield row, None if why else pair, why
 
 
 def pair_at(path: str | Path, start: int, size: int, row: int) -> Pair:
@@ -107,7 +123,7 @@ def pair_at(path: str | Path, start: int, size: int, row: int) -> Pair:
         with open(path, "rb") as file:
             file.seek(start)
             return pair_of(json.loads(file.read(size)), row, f"{path}, row {row}")
-    except (OSError, ValueError, RecursionError):  # ValueError: UserError, and what json and UTF-8 raise
+    except (OSError, ValueError, RecursionError, NoPair):  # ValueError: UserError, and what json and UTF-8 raise
         raise UserError(f"{path}, row {row}: the file has changed since it was read; start again") from None
 
 
@@ -137,64 +153,14 @@ def summary(dropped: dict[str, list[int]]) -> str:
     return "; ".join(one(why, rows) for why, rows in dropped.items())
 
 
-def pair_of(row: Any, number: int, where: str) -> Pair:
-    """The pair that a parsed row holds. `where` names the row in the UserError that says what is wrong with it."""
-    if not isinstance(row, dict):
-        raise UserError(f"{where}: a row is a JSON object, found {_kind(row)}")
-    text = {name: _text(row, name, where) for name in TEXTS if row.get(name) is not None}
-    head = "prompt" if "prompt" in text else "instruction"
-    for name in (head, "chosen"):
-        if name not in text:
-            wanted = "'instruction' or 'prompt'" if name == "instruction" else f"'{name}'"
-            raise UserError(
-                f"{where}: field {wanted} is {'null' if name in row else 'missing'}; found {_names(row)}{_meant(name, row)}"
-            )
-    for name in ("input", "rejected"):
-        if name not in row and _meant(name, row):
-            raise UserError(f"{where}: field '{name}' is missing; found {_names(row)}{_meant(name, row)}")
-    prompt = text["prompt"] if head == "prompt" else instruction_prompt(text["instruction"], text.get("input", ""))
-    known = {name: text.get(name) for name in ("output", "family", "group")}
-    return Pair(prompt, text["chosen"], text.get("rejected"), number, **known, margin=_margin(row, where))
+def pair_of(row: Any, number: int, where: str, format: OneFormat | None = None) -> Pair:
+    """The pair that a parsed row holds. format: of the rows it is one of. `where` names it in a UserError.
 
-
-def _text(row: dict, name: str, where: str) -> str:
-    value = row[name]
-    if not isinstance(value, str):
-        raise UserError(f"{where}: field '{name}' must be text, found {_kind(value)}")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(
-            f"{where}: field '{name}' holds half a surrogate pair at character {error.start}, which is no text"
-        ) from None
-    return value
-
-
-def _margin(row: dict, where: str) -> float | None:
-    value = row.get("margin")
-    if value is None:
-        return None
-    if type(value) not in (int, float):
-        raise UserError(f"{where}: field 'margin' must be a number, found {_kind(value)}")
-    if not abs(value) < 1e6:  # infinity and NaN, which Python's JSON lets through, and what float32 would round
-        raise UserError(f"{where}: field 'margin' is {shown(value)}; it is in units of rewards, a few at most")
-    return float(value)
-
-
-def _names(row: dict) -> str:
-    """The names of a row's fields; what does not print, such as a line break, is written as an escape."""
-    names = [printing(name) for name in islice(row, SHOWN)]
-    return ", ".join([*names, f"and {len(row) - SHOWN:,} more"] if len(row) > SHOWN else names) or "nothing"
-
-
-def _meant(name: str, row: dict) -> str:
-    close = get_close_matches(name, [key for key in islice(row, SHOWN) if key not in FIELDS], n=1, cutoff=0.75)
-    return f" (is {close[0]!r} meant?)" if close else ""
-
-
-def _kind(value: Any) -> str:
-    kinds = {bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object", str: "text"}
-    return "null" if value is None else kinds[type(value)]
+    Raises UserError for a row that cannot be read, NoPair for one that is in order, but has no answers to compare.
+    """
+    prompt, chosen, rejected, margin = (format or OneFormat()).answers(row, number, where)
+    output, family, group = text(row, "output", where), text(row, "family", where), text(row, "group", where)
+    return Pair(prompt, chosen, rejected, number, output, family, group, margin)
 
 
 def write_rows(path: str | Path, rows: Iterable[dict]) -> None:
@@ -202,57 +168,3 @@ def write_rows(path: str | Path, rows: Iterable[dict]) -> None:
     with whole(path) as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
-def text_hash(text: str) -> int:
-    """The first 64 bits of SHA-256."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
-
-
-def side(pair: Pair) -> float:
-    """A number in [0, 1], the same for all pairs of a group (of a prompt, where it has none): held out if below a fraction."""
-    return text_hash(pair.group or pair.prompt) / 2**64
-
-
-def split(pairs: Iterable[Pair], held_out: float) -> tuple[list[Pair], list[Pair]]:
-    """(training pairs, held-out pairs): about the fraction `held_out` of the groups is held out.
-
-    A pair's side depends on its group alone (its prompt, where it has none), by a hash: no prompt is on both sides, more
-    data or another order moves nothing, and a larger fraction keeps all that a smaller one held out.
-    Raises UserError where a prompt has two groups, and so could be on both sides.
-    """
-    pairs, groups, sides = list(pairs), Groups(), defaultdict(list)
-    for pair in pairs:
-        groups.add(pair)
-        sides[side(pair) < held_out].append(pair)
-    if torn := groups.torn():
-        raise two_groups(*map(pairs.__getitem__, torn))
-    return sides[False], sides[True]
-
-
-class Groups:
-    """Whether a prompt has two groups, and so could be on both sides of a split: asked of hashes, 24 bytes a pair."""
-
-    def __init__(self):
-        self.rows, self.prompts, self.groups = array("Q"), array("Q"), array("Q")
-
-    def add(self, pair: Pair) -> None:
-        """Take note of the next pair."""
-        self.rows.append(pair.row)
-        self.prompts.append(text_hash(pair.prompt))
-        self.groups.append(text_hash(repr(pair.group)))
-
-    def torn(self) -> tuple[int, int] | None:
-        """(i, k): pair k is the first whose prompt came before in another group, in pair i for the first time."""
-        _, first, which = np.unique(np.array(self.prompts), return_index=True, return_inverse=True)
-        first = first[which]  # (pairs,): where each pair's prompt came first
-        groups = np.array(self.groups)
-        others = np.flatnonzero(groups != groups[first])
-        return (int(first[others[0]]), int(others[0])) if len(others) else None
-
-
-def two_groups(one: Pair, other: Pair) -> UserError:
-    """That two pairs of one prompt have two groups."""
-    return UserError(
-        f"rows {one.row} and {other.row} have one prompt and two groups ({shown(one.group)}, {shown(other.group)})"
-    )

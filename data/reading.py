@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -21,6 +22,7 @@ from gpt.command import UserError
 BLOCK = 2**20  # bytes read at once
 ROW = 2**24  # the most bytes of a row; of a million words it has fewer, and of empty objects it fills 50 times that
 SPACE = re.compile(r"[ \t\n\r]*")  # what JSON takes for white space
+PACKED = {"gzip": b"\x1f\x8b", "Parquet": b"PAR1"}  # what they begin with
 NEAR = 16  # no error that a cut makes in valid JSON stands further from the cut: at most "\uD83D\uDE00 or -Infinity
 
 
@@ -36,27 +38,48 @@ class Row(NamedTuple):
 def stream_rows(path: Path, block: int = BLOCK) -> Iterator[Row]:
     """The rows of a JSON list or of JSONL, told apart by the first character; blank lines of JSONL are counted, not given.
 
-    UTF-8, with a byte order mark or without. Raises UserError, naming file, line and column, for what cannot be read.
+    UTF-8, with a byte order mark or without. Raises UserError, naming file, line and column, for what cannot be read, also
+    for what data/sources.py could: a row must be found again at its bytes.
     """
     with opened(path) as file:
-        head, start, is_list = _head(path, file, block)
-        if is_list:
-            yield from _elements(_Window(path, file, head, start, block))
-        else:
-            yield from _lines(path, file, head, start, block)
+        if packed := packing(file):
+            out = path.with_name(path.name.split(".")[0] + ".jsonl")
+            raise UserError(f"{path} is {packed}; unpack it first: python data/build.py convert {path} --out {out}")
+        yield from rows_in(path, file, block)
+
+
+def rows_in(path: Path, file: BinaryIO, block: int = BLOCK) -> Iterator[Row]:
+    """The rows of a file that is open, as `stream_rows` gives them. `path` is its name."""
+    head, start, is_list = _head(path, file, block)
+    if is_list:
+        yield from _elements(_Window(path, file, head, start, block))
+    else:
+        yield from _lines(path, file, head, start, block)
+
+
+def packing(file: BufferedReader) -> str:
+    """ "gzip" or "Parquet", as its first bytes say, which stay unread; "" for a file that is neither."""
+    first = file.peek(4)
+    return next((name for name, magic in PACKED.items() if first.startswith(magic)), "")
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[BinaryIO]:
+def opened(path: Path) -> Iterator[BufferedReader]:
     """The file, to be read. Raises UserError, naming it, where the system refuses."""
     try:
         with open(path, "rb") as file:
             yield file
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
+        hint = f"; fetch it first: python data/build.py convert '{path}' --out pairs.jsonl" if is_hub(path) else ""
+        raise UserError(f"{path} does not exist{hint}") from None
     except OSError as error:
         why = "it is a folder; name a file of pairs" if path.is_dir() else error.strerror
         raise UserError(f"{path} cannot be read: {why}") from None
+
+
+def is_hub(name: str | Path) -> bool:
+    """Whether this names a dataset of the Hugging Face Hub, as data/sources.py has it."""
+    return str(name).startswith("hub:")
 
 
 def _head(path: Path, file: BinaryIO, block: int) -> tuple[bytes, int, bool]:

@@ -11,8 +11,9 @@ from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
-from data.pairs import Pair, instruction_prompt
+from data.pairs import Pair
 from data.tasks import Task, pick, tasks
+from data.turns import instruction_prompt
 
 PAIRS = 12_000  # of the embedded set
 TINY = Path(__file__).resolve().parent / "tiny"  # the embedded start, a model folder

@@ -9,7 +9,7 @@ import numpy as np
 
 from data.carry import Tally, check_files, number_of, pairs, report, written
 from data.normal import normalized
-from data.pairs import Groups, side, text_hash, two_groups
+from data.sides import Groups, side, text_hash, two_groups
 from gpt.command import UserError, argument, check_range, flag
 
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.pairs import instruction_prompt
+from data.turns import instruction_prompt
 from dpo.start import open_model
 from gpt.command import UserError, argument, flag, run
 from gpt.generate import AnswerFlags, answer_pieces, ready

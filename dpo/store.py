@@ -26,8 +26,10 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from tqdm import tqdm
 
-from data.pairs import TEMPLATE, Groups, Pair, nothing_left, pair_at, placed_pairs, side, stream_pairs, two_groups
+from data.pairs import Pair, nothing_left, pair_at, placed_pairs, stream_pairs
 from data.reading import opened
+from data.sides import Groups, side, two_groups
+from data.turns import TEMPLATE
 from dpo.rows import Ids
 from gpt.command import UserError
 from gpt.files import cache_folder, is_sealed, locked, seal, sha256, whole_folder
@@ -35,7 +37,7 @@ from gpt.launched import process_rank
 from gpt.tokenizer import SPLIT, Tokenizer
 from gpt.vocabulary import END_OF_TEXT
 
-FORMAT = 2  # raised when the columns change, or what reading and encoding make of a file
+FORMAT = 3  # raised when the columns change, or what reading and encoding make of a file
 CHUNK = 1000  # pairs that are tokenized and written at once
 KEPT = 8  # stores in the cache; of more, those go that were not used for longest
 # The type of tokens is the vocabulary's

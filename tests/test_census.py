@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from data.census import LISTED, NAMES, ODDITIES, Census, Noted, asked, count_name, first_of, oddities, on_both_sides
 from data.characters import normal
-from data.pairs import Pair, instruction_prompt, side
+from data.pairs import Pair, instruction_prompt
 from data.rules import preference_rows, row_pairs
+from data.sides import side
 
 # Few texts, so that sets made of them are full of repeats, near repeats and opposites
 PROMPTS, ANSWERS = ["p", "P", " p", "q", "q r"], ["a", "A", "a ", "b", "b\n b"]

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.features import FEATURES, FEWEST, Sample, fit, interval, look, separability
-from data.pairs import text_hash
+from data.sides import text_hash
 
 
 def looks(pairs: list[tuple[str, str]], prompts: int | None = None) -> list:

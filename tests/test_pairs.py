@@ -1,15 +1,12 @@
-"""data/pairs.py: reading every format people have, refusing what cannot be read, splitting, writing."""
+"""data/pairs.py: reading rows, refusing what cannot be read, dropping, writing."""
 
 import json
-import math
-from collections import Counter
-from random import Random
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from data.pairs import FIELDS, Pair, instruction_prompt, read_pairs, split, summary, teaches_nothing, write_rows
+from data.pairs import FIELDS, Pair, instruction_prompt, read_pairs, summary, teaches_nothing, write_rows
 from gpt.command import UserError
 
 GOOD = {"prompt": "Say hello.", "chosen": "Good morning!", "rejected": "What?"}
@@ -58,12 +55,13 @@ def refusal(read, tmp_path):
 
 
 def test_a_json_list_and_json_lines_give_the_same_pairs_and_count_rows_from_1(read):
-    rows = [GOOD, TASK, GOOD | {"prompt": "été 日本"}]
+    rows = [TASK, TASK | {"input": ""}, TASK | {"instruction": "été 日本"}]
     lines = [json.dumps(row) for row in rows]
     expected = [
-        Pair("Say hello.", "Good morning!", "What?", 1),
-        Pair(AS_IN_THE_BOOK, "Certainly! 5", "5, obviously", 2, "5"),
-        Pair("été 日本", "Good morning!", "What?", 3),
+        Pair(prompt, "Certainly! 5", "5, obviously", number, "5")
+        for number, prompt in enumerate(
+            (AS_IN_THE_BOOK, instruction_prompt("Add."), AS_IN_THE_BOOK.replace("Add.", "été 日本")), 1
+        )
     ]
     assert read(json.dumps(rows)) == expected
     assert read(json.dumps(rows, indent=4, ensure_ascii=False)) == expected
@@ -78,7 +76,7 @@ def test_a_byte_order_mark_and_white_space_before_the_first_row_are_no_part_of_i
 
 
 def test_the_row_of_json_lines_is_the_line_that_an_editor_shows(read):
-    assert [pair.row for pair in read(f"\n{json.dumps(GOOD)}\n\n  \n{json.dumps(TASK)}\n")] == [2, 5]
+    assert [pair.row for pair in read(f"\n{json.dumps(GOOD)}\n\n  \n{json.dumps(GOOD)}\n")] == [2, 5]
 
 
 def test_a_line_separator_inside_a_text_ends_no_row(read):
@@ -155,7 +153,8 @@ MISSING = [
 
 @pytest.mark.parametrize("row, expected", [case[1:] for case in MISSING], ids=[case[0] for case in MISSING])
 def test_a_bad_row_is_refused_by_file_row_and_field(refusal, row, expected):
-    for content in (json.dumps([GOOD, row, GOOD]), f"{json.dumps(GOOD)}\n{json.dumps(row)}\n{json.dumps(GOOD)}"):
+    good = TASK if isinstance(row, dict) and "instruction" in row else GOOD
+    for content in (json.dumps([good, row, good]), f"{json.dumps(good)}\n{json.dumps(row)}\n{json.dumps(good)}"):
         message = refusal(content)
         assert all(part in message for part in expected), message
 
@@ -260,60 +259,10 @@ def test_a_summary_counts_everything_and_shows_the_first_rows():
     assert summary({}) == ""
 
 
-# Splitting
+# Real rows
 
 
-def pairs_of(prompts: list[int], groups_of: int) -> list[Pair]:
-    """A pair per prompt; with groups_of > 0 that many neighbouring prompts make a group."""
-    return [
-        Pair(f"prompt {p}", f"chosen {i}", "rejected", group=f"group {p // groups_of}" if groups_of else None)
-        for i, p in enumerate(prompts)
-    ]
-
-
-prompts = st.lists(st.integers(0, 30), max_size=60)
-fractions = st.integers(0, 20).map(lambda twentieths: twentieths / 20)
-
-
-@given(prompts, st.integers(0, 3), fractions)
-def test_a_split_has_every_pair_once_in_order_and_no_prompt_or_group_on_both_sides(prompts, groups_of, fraction):
-    pairs = pairs_of(prompts, groups_of)
-    training, held_out = split(pairs, fraction)
-    assert Counter(training + held_out) == Counter(pairs)
-    for side in (training, held_out):
-        assert side == [pair for pair in pairs if pair in side]
-    assert not {pair.prompt for pair in training} & {pair.prompt for pair in held_out}
-    assert groups_of == 0 or not {pair.group for pair in training} & {pair.group for pair in held_out}
-
-
-@given(prompts, prompts, st.integers(0, 3), fractions, st.randoms(use_true_random=False))
-def test_neither_order_nor_other_data_moves_a_pair_to_the_other_side(prompts, others, groups_of, fraction, random):
-    pairs = pairs_of(prompts, groups_of)
-    held_out = set(split(pairs, fraction)[1])
-    more = pairs + [pair._replace(chosen="of another file") for pair in pairs_of(others, groups_of)]
-    random.shuffle(more)
-    assert set(split(more, fraction)[1]) & set(pairs) == held_out
-
-
-@given(prompts, st.integers(0, 3), fractions, fractions)
-def test_a_larger_fraction_keeps_all_that_a_smaller_one_held_out(prompts, groups_of, one, other):
-    pairs = pairs_of(prompts, groups_of)
-    small, large = (set(split(pairs, fraction)[1]) for fraction in sorted((one, other)))
-    assert small <= large
-
-
-def test_a_group_of_several_prompts_stays_together_and_groups_are_what_a_fraction_counts():
-    training, held_out = split(pairs_of(list(range(300)), 3), 0.3)
-    groups = Counter(pair.group for pair in held_out)
-    assert set(groups.values()) == {3} and abs(len(groups) - 30) < 4 * math.sqrt(100 * 0.3 * 0.7)
-
-
-def test_a_fraction_of_0_holds_nothing_out_and_1_everything():
-    pairs = pairs_of(list(range(200)), 0)
-    assert split(pairs, 0) == (pairs, []) and split(pairs, 1) == ([], pairs)
-
-
-def test_the_real_rows_keep_1094_pairs_drop_6_and_split_as_asked(shared):
+def test_the_real_rows_keep_1094_pairs_drop_6(shared):
     dropped = {}
     file = shared / "data" / "instruction-data-with-preference.json"
     pairs = read_pairs(file, dropped)
@@ -322,11 +271,6 @@ def test_the_real_rows_keep_1094_pairs_drop_6_and_split_as_asked(shared):
     assert (len(source), len(pairs), len(equal)) == (1100, 1094, 6)
     assert list(dropped.values()) == [equal]
     assert all(pair.chosen == source[pair.row - 1]["chosen"] for pair in pairs)
-    groups = len({pair.prompt for pair in pairs})
-    for fraction in (0.05, 0.1, 0.3, 0.5):
-        held_out = len({pair.prompt for pair in split(pairs, fraction)[1]})
-        # a hash is a coin: four standard deviations of a binomial
-        assert abs(held_out - fraction * groups) < 4 * math.sqrt(groups * fraction * (1 - fraction))
 
 
 # Writing
@@ -365,10 +309,3 @@ def test_writing_that_fails_half_way_leaves_the_good_file_as_it_was(tmp_path):
 def test_writing_makes_the_folders_above_and_leaves_nothing_else_beside(tmp_path):
     write_rows(tmp_path / "a" / "b" / "pairs.jsonl", [GOOD] * 3)
     assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["pairs.jsonl"]
-
-
-def test_shuffled_rows_of_a_file_give_the_same_split(read):
-    rows = [GOOD | {"prompt": f"prompt {i}"} for i in range(100)]
-    first = {pair.prompt for pair in split(read(json.dumps(rows)), 0.3)[1]}
-    Random(1).shuffle(rows)
-    assert {pair.prompt for pair in split(read(json.dumps(rows)), 0.3)[1]} == first

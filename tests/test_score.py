@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, GPT2LMHeadModel
 
-from data.pairs import write_rows
+from data.pairs import instruction_prompt, write_rows
 from dpo import evaluate
 from dpo.examples import Examples, open_examples
 from dpo.forward import ANY, Way
@@ -21,7 +21,11 @@ from gpt.weights import save_gpt
 
 # Lengths that differ, an empty prompt, two answers alike but for a space, and rows with one answer.
 ROWS = [
-    {"instruction": "Write it in the plural.", "input": "mouse", "chosen": "mice", "rejected": "mouses, obviously"},
+    {
+        "prompt": instruction_prompt("Write it in the plural.", "mouse"),
+        "chosen": "mice",
+        "rejected": "mouses, obviously",
+    },
     {"prompt": "Say hello.", "chosen": "Good morning! I hope this helps!", "rejected": "no"},
     {"prompt": "One answer.", "chosen": "yes"},
     {"prompt": "", "chosen": "a b", "rejected": "a  b"},
@@ -39,15 +43,6 @@ def toy(tmp_path_factory, make_gpt, tokenizer) -> Path:
         save_gpt(folder / name, make_gpt(seed, vocab_size=tokenizer.vocab_size, n_positions=256), tokenizer)
     write_rows(folder / "pairs.jsonl", ROWS)
     return folder
-
-
-def prompt_of(row: dict) -> str:
-    if "prompt" in row:
-        return row["prompt"]
-    return (
-        "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
-        f"### Instruction:\n{row['instruction']}\n\n### Input:\n{row['input']}\n\n### Response:\n"
-    )
 
 
 @torch.no_grad()
@@ -98,8 +93,8 @@ def test_rewards_are_beta_times_what_transformers_finds_the_policy_gained_over_t
             if row.get(answer) is None:
                 assert not [name for name in line if answer in name]
                 continue
-            said, length = peer_logp(toy / "policy", prompt_of(row), row[answer])
-            before, _ = peer_logp(toy / "reference", prompt_of(row), row[answer])
+            said, length = peer_logp(toy / "policy", row["prompt"], row[answer])
+            before, _ = peer_logp(toy / "reference", row["prompt"], row[answer])
             rewards[answer] = beta * (said - before)
             assert line[f"logps/{answer}"] == pytest.approx(said, abs=1e-4)
             assert line[f"reference_logps/{answer}"] == pytest.approx(before, abs=1e-4)

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.pairs import Pair, read_pairs, split, write_rows
+from data.pairs import Pair, instruction_prompt, read_pairs, split, write_rows
 from data.rules import TINY, embedded_pairs
 from dpo.examples import Examples, in_memory, open_examples
 from dpo.store import KEPT, encode
@@ -30,7 +30,7 @@ ROWS = [
     {"prompt": "Say hello.", "chosen": "Good morning!", "rejected": "no"},
     {"prompt": "", "chosen": "a é 中 😀", "rejected": "<|endoftext|>"},
     {"prompt": "same", "chosen": "same", "rejected": "same"},
-    {"instruction": "Add.", "input": "2 + 3", "chosen": "5", "rejected": "6 " * 3},
+    {"prompt": instruction_prompt("Add.", "2 + 3"), "chosen": "5", "rejected": "6 " * 3},
     {"prompt": "too long", "chosen": "x y z " * 99, "rejected": "no"},
     *({"prompt": f"prompt {i // 2}", "chosen": f"yes {i}", "rejected": "no"} for i in range(20)),
 ]

@@ -1,0 +1,111 @@
+"""Rows per second of data/build.py convert, and its memory, for the formats and files that people have.
+
+    python tests/bench/convert.py                     1,000,000 rows, and a tenth of them, of each
+    ROWS_COUNT=100000 python tests/bench/convert.py
+
+The rows are those of tests/bench/reading.py, written as others would write them: with a prompt of 20 words and answers of
+10 they are short, so a row costs more than its bytes. Each conversion is a process of its own; "peak" is all its memory
+at its largest, which must not grow with the file.
+"""
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from data.build import convert
+from data.convert import Convert
+from data.pairs import write_rows
+from gpt.files import whole
+from tests.bench.reading import memory, rows
+
+COUNT = int(os.environ.get("ROWS_COUNT", 1_000_000))
+
+
+def chat(row: dict) -> dict:
+    """As ultrafeedback_binarized has it."""
+    asked = {"role": "user", "content": f"{row['instruction']}\n{row['input']}"}
+    chosen, rejected = ([asked, {"role": "assistant", "content": row[name]}] for name in ("chosen", "rejected"))
+    scores = {"score_chosen": 8.5, "score_rejected": 3.0}
+    return {"prompt": asked["content"], "chosen": chosen, "rejected": rejected, "messages": chosen, **scores}
+
+
+def hh(row: dict) -> dict:
+    """As Anthropic's HH has it."""
+    before = f"\n\nHuman: {row['instruction']}\n{row['input']}\n\nAssistant: "
+    return {name: before + row[name] for name in ("chosen", "rejected")}
+
+
+def ratings(row: dict) -> dict:
+    """As UltraFeedback has it."""
+    scored = [{"response": row[name], "overall_score": score} for name, score in (("rejected", 3.0), ("chosen", 8.5))]
+    return {"instruction": row["instruction"], "completions": scored}
+
+
+def parquet(path: Path, made: Iterator[dict]) -> None:
+    """Write it in groups of 1,000 rows, which is what datasets does."""
+    import pyarrow
+    from pyarrow.parquet import ParquetWriter
+
+    writer = None
+    while some := list(islice(made, 1000)):
+        table = pyarrow.Table.from_pylist(some)
+        writer = writer or ParquetWriter(path, table.schema)
+        writer.write_table(table)
+    writer.close()
+
+
+def packed(path: Path, made: Iterator[dict]) -> None:
+    """Write gzip of JSONL."""
+    with whole(path, binary=True) as file, gzip.open(file, "wt", compresslevel=1, encoding="utf-8") as lines:
+        for row in made:
+            lines.write(json.dumps(row) + "\n")
+
+
+CASES: list[tuple[str, Callable, Callable]] = [
+    ("instruction, JSONL", dict, write_rows),
+    ("chat, JSONL", chat, write_rows),
+    ("chat, gzip", chat, packed),
+    ("chat, Parquet", chat, parquet),
+    ("hh, JSONL", hh, write_rows),
+    ("ratings, JSONL", ratings, write_rows),
+]
+
+
+def main() -> None:
+    """Write each file in two sizes, convert it, and print a line."""
+    print(f"{os.cpu_count()} cores")
+    for name, form, write in CASES:
+        for count in (COUNT // 10, COUNT):
+            with tempfile.TemporaryDirectory() as folder:
+                file = Path(folder) / "in"
+                write(file, map(form, rows(count)))
+                size = file.stat().st_size
+                words = [sys.executable, __file__, str(file), str(Path(folder) / "out.jsonl")]
+                done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
+            line = json.loads(done.stdout.splitlines()[-1])
+            print(
+                f"{name:20}{count:9,} rows, {size / 1e6:5,.0f} MB: {line['seconds']:6.1f} s ({line['cpu']:.1f} s of a core), "
+                f"{count / line['cpu']:7,.0f} rows/s of a core; memory peak {line['peak']:,.0f} MB",
+                flush=True,
+            )
+
+
+def measure(file: str, out: str) -> None:
+    """Convert, and print one line of figures."""
+    began, cpu = time.perf_counter(), time.process_time()
+    convert(Convert(files=[file], out=out))
+    line = {"seconds": time.perf_counter() - began, "cpu": time.process_time() - cpu, "peak": memory("VmHWM")}
+    print(json.dumps(line))
+
+
+if __name__ == "__main__":
+    measure(*sys.argv[1:]) if len(sys.argv) > 1 else main()
