@@ -86,10 +86,11 @@ def _parquet(path: Path, file: BufferedReader, stack: ExitStack) -> Source:
     def rows() -> Iterator[Row]:
         number = 0
         try:
-            for batch in table.iter_batches(BATCH):
-                for value in batch.to_pylist():
-                    number += 1
-                    yield Row(number, value, 0, 0)
+            for group in range(table.num_row_groups):  # one after another: a reader of all keeps what it has read
+                for batch in table.iter_batches(BATCH, row_groups=[group]):
+                    for value in batch.to_pylist():
+                        number += 1
+                        yield Row(number, value, 0, 0)
         except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
             raise _damaged(path, error) from None
 

@@ -5,6 +5,8 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -224,6 +226,8 @@ def test_a_megabyte_without_a_space_is_shown_at_once(tokenizer):
 
 PEAK = """
 import sys
+from collections.abc import Iterator
+from itertools import chain, islice
 from pathlib import Path
 sys.argv[0] = "data/build.py"
 from data.convert import Convert, convert
@@ -235,16 +239,33 @@ print(1024 * int(peak), file=sys.stderr)
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks Linux for the peak of a process")
 @pytest.mark.slow
-def test_the_memory_of_a_conversion_does_not_grow_with_the_file(tmp_path):
+@pytest.mark.parametrize("kind", ["gzip", "parquet"])
+def test_the_memory_of_a_conversion_does_not_grow_with_the_file(tmp_path, kind):
     peaks = []
     for count in (3_000, 60_000):
-        file = tmp_path / f"{count}.gz"
-        with gzip.open(file, "wt", compresslevel=1) as out:  # every third row is dropped
-            for i in range(count):
-                one = Preference("", [], f"{i} " * 20, f"{i} yes" * 20, f"{i} no" * 20 if i % 3 else "")
-                out.write(json.dumps(chat_inside(one) | {f"field {i}": 1}) + "\n")
+        file = tmp_path / f"{count}"
+        said = (  # every third row is dropped
+            Preference("", [], f"{i} " * 20, f"{i} yes" * 20, f"{i} no" * 20 if i % 3 else "") for i in range(count)
+        )
+        write_packed(file, map(chat_inside, said), kind)
         words = [sys.executable, "-c", PEAK, str(file), str(tmp_path / "out.jsonl")]
         done = subprocess.run(words, env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, check=True)
         assert f"{count:,} read, {2 * count // 3:,} pairs" in done.stdout
         peaks.append(int(done.stderr.split()[-1]))
     assert peaks[1] - peaks[0] < 10e6 < (tmp_path / "out.jsonl").stat().st_size
+
+
+def write_packed(file: Path, rows: Iterator[dict], kind: str) -> None:
+    if kind == "gzip":
+        with gzip.open(file, "wt", compresslevel=1) as out:
+            for number, row in enumerate(rows):
+                out.write(json.dumps(row | {f"field {number}": 1}) + "\n")
+        return
+    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is absent: it reads Parquet (pip install pyarrow)")
+    from pyarrow.parquet import ParquetWriter
+
+    tables = (pyarrow.Table.from_pylist(some) for some in iter(lambda: list(islice(rows, 100)), []))
+    first = next(tables)
+    with ParquetWriter(file, first.schema) as writer:
+        for table in chain([first], tables):
+            writer.write_table(table)

@@ -21,11 +21,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from data.build import convert
-from data.convert import Convert
+from data.convert import Convert, convert
 from data.pairs import write_rows
 from gpt.files import whole
-from tests.bench.reading import memory, rows
 
 COUNT = int(os.environ.get("ROWS_COUNT", 1_000_000))
 
@@ -82,6 +80,8 @@ CASES: list[tuple[str, Callable, Callable]] = [
 
 def main() -> None:
     """Write each file in two sizes, convert it, and print a line."""
+    from tests.bench.reading import rows  # which brings torch along: no part of what is measured
+
     print(f"{os.cpu_count()} cores")
     for name, form, write in CASES:
         for count in (COUNT // 10, COUNT):
@@ -103,7 +103,9 @@ def measure(file: str, out: str) -> None:
     """Convert, and print one line of figures."""
     began, cpu = time.perf_counter(), time.process_time()
     convert(Convert(files=[file], out=out))
-    line = {"seconds": time.perf_counter() - began, "cpu": time.process_time() - cpu, "peak": memory("VmHWM")}
+    line = {"seconds": time.perf_counter() - began, "cpu": time.process_time() - cpu}
+    status = Path("/proc/self/status").read_text()  # as Linux knows it
+    line["peak"] = next(int(one.split()[1]) for one in status.splitlines() if one.startswith("VmHWM")) * 1024 / 1e6
     print(json.dumps(line))
 
 
