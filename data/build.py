@@ -2,6 +2,7 @@
 
 python data/build.py rules --out pairs.jsonl                  the embedded preference set, as a file
 python data/build.py rules --sft --count 40000 --out sft.jsonl    answers in three manners, for a start
+python data/build.py onpolicy --model runs/sft --out pairs.jsonl  a model's own answers, the best against the worst
 python data/build.py check pairs.jsonl                        what is in a file, and what would be dropped
 """
 
@@ -15,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tqdm import tqdm
 
 from data.check import Check, check, report
+from data.onpolicy import OnPolicy, onpolicy
 from data.pairs import instruction_prompt, write_rows
 from data.rules import PAIRS, TINY, preference_rows, row_pairs, sft_rows
 from gpt.command import check_range, flag, run
@@ -51,4 +53,4 @@ def rules(flags: Rules) -> None:
 
 
 if __name__ == "__main__":
-    run({"rules": (rules, Rules), "check": (check, Check)})
+    run({"rules": (rules, Rules), "onpolicy": (onpolicy, OnPolicy), "check": (check, Check)})

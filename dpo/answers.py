@@ -1,7 +1,7 @@
 """What a model answers to prompts, and how good that is where a rule knows: rates, and differences prompt by prompt."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import fmean, stdev
 
 from tqdm import tqdm
@@ -13,6 +13,7 @@ from gpt.answers import Answer, prompt_ids, together
 from gpt.generate import generate
 from gpt.model import GPT
 from gpt.sampling import GREEDY, Sampling
+from gpt.streaming import stops_at
 from gpt.tokenizer import Tokenizer
 
 
@@ -23,18 +24,21 @@ def answer(
     max_new: int,
     title: str,
     sampling: Sampling = GREEDY,
+    stop: Sequence[str] = (),
     check: Callable[[], None] = lambda: None,
 ) -> list[Answer]:
     """The model's answer to each pair's prompt, greedy unless it is drawn, then by the prompt's number as its seed.
 
-    A prompt too long for the context loses its beginning. check: called before every batch; raises where the run is to end.
+    A prompt too long for the context loses its beginning. stop: strings that end an answer. check: called before every
+    batch; raises where the run is to end.
     """
     ids = prompt_ids(tokenizer, [pair.prompt for pair in pairs], model.config.n_positions - max_new)
+    ends = stops_at(tokenizer, stop) if stop else None
     found: dict[int, Answer] = {}
     for some in tqdm(together(ids, max_new, model.config), desc=title, unit="batch", leave=False, delay=1):
         check()
-        news = generate(model.eval(), [ids[i] for i in some], max_new, [tokenizer.end_of_text], sampling, some)
-        found |= {i: Answer.of(new, tokenizer) for i, new in zip(some, news)}
+        news = generate(model.eval(), [ids[i] for i in some], max_new, [tokenizer.end_of_text], sampling, some, ends)
+        found |= {i: Answer.of(new, tokenizer, stop) for i, new in zip(some, news)}
     return [found[i] for i in range(len(ids))]
 
 

@@ -38,7 +38,7 @@ def small(out: Path) -> list[str]:
     return ["--steps", "2", "--batch", "8", "--eval-every", "0", "--out", str(out)]
 
 
-COMMANDS = ("(none)", "scratch", "train", "check", "compare", "test", "torture", "bench")
+COMMANDS = ("(none)", "scratch", "train", "check", "compare", "online", "test", "torture", "bench")
 
 
 def test_help_names_every_command_and_an_unknown_one_is_refused():
@@ -343,6 +343,12 @@ def test_the_demo_makes_the_model_polite_without_making_it_wrong(tmp_path):
 
 def test_compare_has_flags_of_its_own():
     assert "--readme" in launch("compare", "--help").stdout
+
+
+def test_online_has_flags_of_its_own_and_makes_no_start_where_one_is_named():
+    assert "--rounds" in launch("online", "--help").stdout
+    done = launch("online", "--init", "no/model", "--rounds", "0", code=2)
+    assert done.stderr.count("\n") == 1 and "--rounds is 0" in done.stderr
 
 
 def test_bench_and_bench_growth_have_flags_of_their_own():
