@@ -94,9 +94,12 @@ def main(flags: Flags) -> int:
         raise UserError("--resume needs --out, the folder to continue")
     out.check_free(flags.resume)
     before = out.read_json("run.json") if (out.path / "run.json").exists() else {}
+    if flags.resume and not before:
+        raise UserError(f"--resume: {out.path} holds no rounds yet (no run.json); begin without --resume")
     flags = as_begun(flags, before["flags"], out) if before else flags
     flags.check()
     check_range(flags, ("rounds",), 1)
+    check_range(flags, ("seed",), 0, below=2**30)
     parse_loss(flags.loss, flags.beta)
     parse(TrainFlags, training_words(flags, 1, "", out.path))
     score = parse_score(flags.score, SCORES | {"implicit": partial(implicit_reward, device=flags.device)})
@@ -153,11 +156,7 @@ def play(ground: Ground) -> None:
     training did."""
     out, flags = ground.out, ground.flags
     if not (out.path / "start.json").exists():
-        model, tokenizer, _ = open_model(flags.init)
-        if fingerprint(model) != out.read_json("run.json")["settings"]["init_sha256"]:
-            raise UserError(f"the model that {out.path} was begun with has changed; begin anew with another --out")
-        found = held_out_figures(model, tokenizer, ground.held_out, ground.score, flags, ground.stop.check)
-        out.write_json("start.json", found)
+        look_at_start(ground)
     first = last = out.read_json("start.json")
     print(head(first, flags.score), row("start", first), sep="\n", flush=True)
     policy = flags.init
@@ -172,6 +171,15 @@ def play(ground: Ground) -> None:
     with whole_folder(out.model) as part:
         shutil.copytree(model_folder(policy), part, dirs_exist_ok=True)
     print(f"\ndone     {out.model}; python dpo/evaluate.py --policy {out.path} compares it with the start", flush=True)
+
+
+def look_at_start(ground: Ground) -> None:
+    """Write start.json. Raises UserError where the start is another than the folder was begun with."""
+    model, tokenizer, _ = open_model(ground.flags.init)
+    if fingerprint(model) != ground.out.read_json("run.json")["settings"]["init_sha256"]:
+        raise UserError(f"the model that {ground.out.path} was begun with has changed; begin anew with another --out")
+    found = held_out_figures(model, tokenizer, ground.held_out, ground.score, ground.flags, ground.stop.check)
+    ground.out.write_json("start.json", found)
 
 
 def one_round(number: int, folder: RunFolder, policy: str, ground: Ground) -> None:
@@ -224,6 +232,8 @@ def train(words: list[str], folder: RunFolder, stop: StopSignal) -> None:
     command = [sys.executable, str(launcher), "--follow", str(script), *words]
     environment = os.environ | {"N": os.environ.get("N") or str(torch.cuda.device_count() or 1)}
     passed_on = False
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # of what sampling took, nothing is used any more
     with open(folder.path / "train.log", "ab") as log:
         # in a session of its own, that it hears of a Ctrl+C by this process alone
         with subprocess.Popen(command, stdout=log, env=environment, start_new_session=True) as job:
