@@ -23,8 +23,8 @@ usage: [N=processes] ./launch.sh [COMMAND] [flags]
   check [flags]   whether machine, network and the flags of train are fit for it; takes seconds
   compare [flags] the embedded model trained with every loss, as one table; the runs stay in
                   runs/compare, and a finished one is not trained again; compare --help lists the flags
-  online [flags]  rounds of sample, score, train, from --init; without it a weak start is made first (about MINUTES minutes
-                  on 2 cores); online --help lists the flags
+  online [flags]  rounds of sample, score, train from the model --init; without it from a weak start, which is made first
+                  (some 5 minutes on 2 cores); online --help lists the flags
   test [--all]    the quick tests, or all of them; further words go to pytest
   torture         runs killed, cut off and starved, and resumed, with figures; torture --help lists its flags
   bench [flags]   ours beside the book's loop and TRL: pairs/s, memory, held-out loss (about 20 minutes on 2 cores);
@@ -149,9 +149,9 @@ online() {
     case " $* " in *" --init"* | *" --resume "* | *" --help "* | *" -h "*) exec "$python" "$root/dpo/online.py" "$@" ;; esac
     local out
     out=runs/online-$(date +%Y%m%d-%H%M%S)
-    "$python" "$root/data/build.py" rules --sft --plain 1 --count 40000 --out "$out/sft.jsonl"
-    show_and_train "$out/start" --init random:tiny --pairs "$out/sft.jsonl" --loss sft --steps 400 --weight-decay 0.1 --eval-every 0
-    exec "$python" "$root/dpo/online.py" --init "$out/start" --out "$out/rounds" "$@"
+    # a start that dpo alone made polite and often wrong, see "What to expect" in README.md
+    show_and_train "$out/start" --loss dpo --batch 32 --steps 150 --eval-every 0
+    exec "$python" "$root/dpo/online.py" --init "$out/start" --out "$out/rounds" --prompts 1000 "$@"
 }
 
 run_tests() {
