@@ -351,5 +351,17 @@ def test_online_has_flags_of_its_own_and_makes_no_start_where_one_is_named():
     assert done.stderr.count("\n") == 1 and "--rounds is 0" in done.stderr
 
 
+@pytest.mark.slow
+def test_a_round_of_its_own_answers_makes_a_spoiled_start_right_again(tmp_path):
+    done = launch("online", "--rounds", 1, cwd=tmp_path, timeout=900)
+    (folder,) = (tmp_path / "runs").iterdir()
+    start, after = (
+        json.loads((folder / "rounds" / name).read_text()) for name in ("start.json", "round-01/round.json")
+    )
+    assert start["prompts"] >= 1000 and start["score"] == start["correct"] < 0.7
+    assert after["score"] >= start["score"] + 0.10  # by 0.3 where it was measured
+    assert "in all" in done.stdout and (folder / "rounds/model/model.safetensors").exists()
+
+
 def test_bench_and_bench_growth_have_flags_of_their_own():
     assert "--turns" in launch("bench", "--help").stdout and "--scans" in launch("bench", "growth", "--help").stdout
