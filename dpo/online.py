@@ -66,7 +66,11 @@ class Flags(SamplingFlags):
         "", "where to start: model folder, run folder or Hub name; empty: the embedded data/tiny", "rounds"
     )
     out: str = flag("", "folder; empty: a new one under runs/", "rounds")
-    rounds: int = flag(3, "how often to sample, score and train; with --resume more than before go on", "rounds")
+    rounds: int = flag(
+        None,
+        "how often to sample, score and train; unset: 3, on --resume as before, where more go on further",
+        "rounds",
+    )
     resume: bool = flag(False, "go on with --out where it was left, by the flags that it was begun with", "rounds")
     loss: str = flag("dpo + 1.0*sft", "a loss of dpo/train.py", "training")
     beta: float = flag(None, "for every loss that takes one; unset: each loss's own", "training")
@@ -99,6 +103,7 @@ def main(flags: Flags) -> int:
     flags = as_begun(flags, before["flags"], out) if before else flags
     flags.check()
     check_range(flags, ("rounds",), 1)
+    flags = replace(flags, rounds=flags.rounds or 3)
     check_range(flags, ("seed",), 0, below=2**30)
     parse_loss(flags.loss, flags.beta)
     parse(TrainFlags, training_words(flags, 1, "", out.path))
@@ -229,7 +234,7 @@ def train(words: list[str], folder: RunFolder, stop: StopSignal) -> None:
     Raises Stopped after a signal, which is passed on, and Failed.
     """
     script, launcher = ROOT / "dpo" / "train.py", ROOT / "gpt" / "launch" / "launcher.py"
-    command = [sys.executable, str(launcher), "--follow", str(script), *words]
+    command = [sys.executable, str(launcher), "--follow", "--first", str(script), str(script), *words]
     environment = os.environ | {"N": os.environ.get("N") or str(torch.cuda.device_count() or 1)}
     passed_on = False
     if torch.cuda.is_available():

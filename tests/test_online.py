@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -190,6 +191,13 @@ def test_finished_rounds_are_shown_not_done_again_other_flags_are_refused_and_mo
     assert "samples" in done.stderr and "seed" in done.stderr and done.stderr.count("\n") == 1
     done = call(SCRIPT, *words(toy, out), code=2)
     assert "holds another run; continue it with --resume" in done.stderr
+    copy = shutil.copytree(out, tmp_path / "copy")
+    longer = call(SCRIPT, "--resume", "--out", copy, "--rounds", 3, **ONE).stdout
+    assert longer.splitlines()[:5] == said.splitlines()[:5]
+    assert read(copy / "round-03/run/run.json")["flags"]["init"] == str((copy / "round-02/run/model").resolve())
+    assert (copy / "model/model.safetensors").read_bytes() == (
+        copy / "round-03/run/model/model.safetensors"
+    ).read_bytes()
 
 
 @pytest.mark.slow
