@@ -14,8 +14,8 @@
 DPO learns from pairs that were made beforehand, by some other model mostly. After some steps the policy answers otherwise
 than they do, and they say little of what it does now. So each round makes its own: iterative DPO (Xu et al. 2023, arXiv
 2312.16682), online where a round is short (Guo et al. 2024, arXiv 2402.04792). Each round's reference is the policy as the
-round began. Where right answers are told from wrong ones, the likelihood of the right one belongs into the loss: Pang et
-al. 2024 (arXiv 2404.19733) found it crucial, and without it correctness falls here too.
+round began. The loss has the likelihood of the chosen answer in it, which Pang et al. 2024 (arXiv 2404.19733) found crucial
+where right answers are told from wrong ones.
 """
 
 import os
