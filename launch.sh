@@ -23,6 +23,8 @@ usage: [N=processes] ./launch.sh [COMMAND] [flags]
   check [flags]   whether machine, network and the flags of train are fit for it; takes seconds
   compare [flags] the embedded model trained with every loss, as one table; the runs stay in
                   runs/compare, and a finished one is not trained again; compare --help lists the flags
+  online [flags]  rounds of sample, score, train from the model --init; without it from a weak start, which is made first
+                  (some 5 minutes on 2 cores); online --help lists the flags
   test [--all]    the quick tests, or all of them; further words go to pytest
   torture         runs killed, cut off and starved, and resumed, with figures; torture --help lists its flags
   bench [flags]   ours beside the book's loop and TRL: pairs/s, memory, held-out loss (about 20 minutes on 2 cores);
@@ -142,6 +144,16 @@ compare() {
     exec "$python" "$root/dpo/compare.py" "$@"
 }
 
+online() {
+    setup report,hub
+    case " $* " in *" --init"* | *" --resume "* | *" --help "* | *" -h "*) exec "$python" "$root/dpo/online.py" "$@" ;; esac
+    local out
+    out=runs/online-$(date +%Y%m%d-%H%M%S)
+    # a start that dpo alone made polite and often wrong, see "What to expect" in README.md
+    show_and_train "$out/start" --loss dpo --batch 32 --steps 150 --eval-every 0
+    exec "$python" "$root/dpo/online.py" --init "$out/start" --out "$out/rounds" --prompts 1000 "$@"
+}
+
 run_tests() {
     setup test
     "$python" -c 'import pytest, hypothesis, transformers, peft' 2>/dev/null || {
@@ -187,6 +199,7 @@ case ${1:-} in
         shift && start --verbose ${1+--first "$root/dpo/train.py"} "$root/gpt/launch/check.py" "$@"
         ;;
     compare) shift && compare "$@" ;;
+    online) shift && online "$@" ;;
     test) shift && run_tests "$@" ;;
     torture) shift && setup test && exec "$python" "$root/tests/torture/run.py" "$@" ;;
     bench) shift && bench "$@" ;;

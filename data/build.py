@@ -3,6 +3,7 @@
 python data/build.py rules --out pairs.jsonl                  the embedded preference set, as a file
 python data/build.py rules --sft --count 40000 --out sft.jsonl    answers in three manners, for a start
 python data/build.py llm answers.jsonl --model llama3.1 --criterion polite --out pairs.jsonl     an LLM makes the pairs
+python data/build.py onpolicy --model runs/sft --out pairs.jsonl  a model's own answers, the best against the worst
 python data/build.py check pairs.jsonl                        what is in a file, and what would be dropped
 python data/build.py convert data.parquet --out pairs.jsonl   from chat messages, HH, ShareGPT, ratings ... to pairs
 """
@@ -19,6 +20,7 @@ from tqdm import tqdm
 from data.annotate import Annotate, annotate
 from data.check import Check, check, report
 from data.convert import Convert, convert
+from data.onpolicy import OnPolicy, onpolicy
 from data.pairs import instruction_prompt, write_rows
 from data.rules import PAIRS, TINY, preference_rows, row_pairs, sft_rows
 from data.shape import SHAPE
@@ -56,5 +58,5 @@ def rules(flags: Rules) -> None:
 
 
 if __name__ == "__main__":
-    made = {"rules": (rules, Rules), "llm": (annotate, Annotate)}
+    made = {"rules": (rules, Rules), "llm": (annotate, Annotate), "onpolicy": (onpolicy, OnPolicy)}
     run(made | {"check": (check, Check), "convert": (convert, Convert)} | SHAPE)

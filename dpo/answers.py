@@ -1,59 +1,45 @@
 """What a model answers to prompts, and how good that is where a rule knows: rates, and differences prompt by prompt."""
 
 import math
-import warnings
+from collections.abc import Callable, Sequence
 from statistics import fmean, stdev
-from typing import NamedTuple
 
 from tqdm import tqdm
 
 from data.pairs import Pair
 from data.rules import judge
-from data.tasks import FAMILIES
-from gpt.command import Notice
+from data.scores import is_correct, is_task
+from gpt.answers import Answer, prompt_ids, together
 from gpt.generate import generate
 from gpt.model import GPT
+from gpt.sampling import GREEDY, Sampling
+from gpt.streaming import stops_at
 from gpt.tokenizer import Tokenizer
 
-TOKENS, CACHE = (
-    32_768,
-    2 * 2**30,
-)  # of the prompts answered at once and their answers: at most so many, and so many bytes
 
+def answer(
+    model: GPT,
+    tokenizer: Tokenizer,
+    pairs: list[Pair],
+    max_new: int,
+    title: str,
+    sampling: Sampling = GREEDY,
+    stop: Sequence[str] = (),
+    check: Callable[[], None] = lambda: None,
+) -> list[Answer]:
+    """The model's answer to each pair's prompt, greedy unless it is drawn, then by the prompt's number as its seed.
 
-class Answer(NamedTuple):
-    text: str
-    stopped: bool  # by end-of-text, within max_new tokens
-    length: int  # tokens
-
-
-def answer(model: GPT, tokenizer: Tokenizer, pairs: list[Pair], max_new: int, title: str) -> list[Answer]:
-    """The model's greedy answer to each pair's prompt. A prompt too long for the context loses its beginning."""
-    room, c = model.config.n_positions - max_new, model.config
-    whole = [tokenizer.encode(pair.prompt) or [tokenizer.end_of_text] for pair in pairs]
-    if long := sum(len(prompt) > room for prompt in whole):
-        warnings.warn(f"{long} of {len(pairs)} prompts cut from the left to {room} tokens", Notice, stacklevel=2)
-    ids = [prompt[-room:] for prompt in whole]
-    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # like lengths together: little padding
+    A prompt too long for the context loses its beginning. stop: strings that end an answer. check: called before every
+    batch; raises where the run is to end.
+    """
+    ids = prompt_ids(tokenizer, [pair.prompt for pair in pairs], model.config.n_positions - max_new)
+    ends = stops_at(tokenizer, stop) if stop else None
     found: dict[int, Answer] = {}
-    tokens = min(TOKENS, CACHE // (2 * 4 * c.n_layer * c.n_embd))  # a float32 key and value in each layer
-    together = max(1, tokens // (max(map(len, ids)) + max_new))
-    for start in tqdm(range(0, len(order), together), desc=title, unit="batch", leave=False, delay=1):
-        some = order[start : start + together]
-        for i, new in zip(some, generate(model.eval(), [ids[i] for i in some], max_new, [tokenizer.end_of_text])):
-            stopped = new[-1] == tokenizer.end_of_text
-            found[i] = Answer(tokenizer.decode(new[:-1] if stopped else new), stopped, len(new))
+    for some in tqdm(together(ids, max_new, model.config), desc=title, unit="batch", leave=False, delay=1):
+        check()
+        news = generate(model.eval(), [ids[i] for i in some], max_new, [tokenizer.end_of_text], sampling, some, ends)
+        found |= {i: Answer.of(new, tokenizer, stop) for i, new in zip(some, news)}
     return [found[i] for i in range(len(ids))]
-
-
-def is_task(pair: Pair) -> bool:
-    """Whether a rule knows the right answer."""
-    return pair.family in FAMILIES and pair.output is not None
-
-
-def is_correct(pair: Pair, given: Answer) -> bool:
-    """The plain answer, or it and one known phrase of style, and then end-of-text."""
-    return given.stopped and judge(given.text, pair.output).correct
 
 
 def rates(pairs: list[Pair], answers: list[Answer]) -> dict:

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dpo.answers import CACHE, TOKENS
 from dpo.forward import Way, ask
 from dpo.order import Limit
 from dpo.rows import Ids, answer_sums
+from gpt.answers import together
 from gpt.generate import generate
 from gpt.model import GPT
 from gpt.sampling import Sampling
@@ -44,13 +44,9 @@ def sampled_kl(
 
 def sampled(model: GPT, prompts: Sequence[list[int]], max_new: int, end_of_text: int, seed: int) -> list[Ids]:
     """An answer to each prompt, drawn at temperature 1, as a row with one answer."""
-    c, room = model.config, model.config.n_positions - max_new
-    cut = [prompt[-room:] for prompt in prompts]
-    order = sorted(range(len(cut)), key=lambda i: len(cut[i]))
-    at_once = max(1, min(TOKENS, CACHE // (8 * c.n_layer * c.n_embd)) // (max(map(len, cut)) + max_new))
+    cut = [prompt[-(model.config.n_positions - max_new) :] for prompt in prompts]
     found: dict[int, Ids] = {}
-    for start in tqdm(range(0, len(order), at_once), desc="sampling", unit="batch", leave=False, delay=1):
-        some = order[start : start + at_once]
+    for some in tqdm(together(cut, max_new, model.config), desc="sampling", unit="batch", leave=False, delay=1):
         seeds = [seed * 1_000_003 + i for i in some]
         news = generate(model.eval(), [cut[i] for i in some], max_new, [end_of_text], Sampling(temperature=1.0), seeds)
         found |= {i: Ids(cut[i], new, []) for i, new in zip(some, news)}

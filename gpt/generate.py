@@ -8,7 +8,7 @@ last token, and looks at what stands before:
     prompts     10 11                kept     10 11 20 21  .  .      after two new tokens a row: 20 21 and 30 31
                 12 13 14 15                   12 13 14 15 30 31      (. was never written, or belongs to nobody)
 
-A row that has finished leaves the batch, and the last row takes its place.
+A row that has finished leaves the batch, and the last row takes its place. A prompt that stands twice is read once.
 
 Shapes: B rows, T tokens of a row in this pass, H heads, D = C / H, V vocabulary.
 """
@@ -29,7 +29,7 @@ from gpt.command import Notice, UserError, argument, check_range, flag, run
 from gpt.device import check_device
 from gpt.model import GPT
 from gpt.packed import packed
-from gpt.sampling import GREEDY, Sampling, choose
+from gpt.sampling import GREEDY, Sampling, chances_of, choose
 from gpt.streaming import text_pieces
 from gpt.tokenizer import Tokenizer
 from gpt.weights import open_folder
@@ -79,19 +79,22 @@ def stream(
         raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts")
     weight = next(model.parameters())
     model = packed(model)
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    order, again = _order(prompts)
     rows = torch.tensor(order, device=weight.device)  # which prompt each row of the batch works on
     lengths = torch.tensor([len(prompts[i]) for i in order], device=weight.device)  # (B,) tokens kept of each row
-    chances = _chances(seeds, max_new, weight.device)  # (prompts, max_new)
-    c = model.config
-    shape = (2, len(prompts), c.n_head, len(prompts[order[-1]]) + max_new, c.n_embd // c.n_head)
+    chances = chances_of(seeds, max_new, weight.device)  # (prompts, max_new)
+    c, width = model.config, max(map(len, prompts))
+    shape = (2, len(prompts), c.n_head, width + max_new, c.n_embd // c.n_head)
     # zeros, since what nobody looks at has weight 0, and 0 times what memory may hold is not always 0
     kept = [torch.zeros(shape, dtype=weight.dtype, device=weight.device) for _ in range(c.n_layer)]
     seen = torch.zeros(len(prompts), c.vocab_size, dtype=torch.bool, device=weight.device)  # (B, V)
     for row, i in enumerate(order if sampling.repetition_penalty != 1 else []):
         seen[row, prompts[i]] = True
     answers: list[list[int]] = [[] for _ in prompts]
-    last = _read_prompts(model, [prompts[i] for i in order], kept)  # (B, C)
+    last = _read_prompts(model, [prompts[i] for i in order[: len(order) - len(again)]], kept)
+    for layer in kept if again else ():
+        layer[:, len(last) :, :, :width] = layer[:, again, :, :width]
+    last = torch.cat([last, last[again]])  # (B, C)
     for number in range(max_new):
         chosen = choose(model.lm_head(last), sampling, chances[rows, number], seen)  # (B,)
         new = list(zip(rows.tolist(), chosen.tolist()))
@@ -113,6 +116,18 @@ def stream(
         caches = [NextTokens(layer, lengths, end) for layer in kept]
         last = model.hidden(chosen[:, None], lengths[:, None], mask, caches)[:, 0]
         lengths = lengths + 1
+
+
+def _order(prompts: list[Sequence[int]]) -> tuple[list[int], list[int]]:
+    """The prompts' numbers, those that repeat another one last, and for each of these the place of the other.
+
+    [7 8, 9, 7 8] gives [1, 0, 2] and [1]. So several answers to one prompt cost one reading of it.
+    """
+    first: dict[tuple[int, ...], int] = {}
+    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    repeats = [i for i in by_length if first.setdefault(tuple(prompts[i]), i) != i]
+    place = {prompt: at for at, prompt in enumerate(first)}
+    return [*first.values(), *repeats], [place[tuple(prompts[i])] for i in repeats]
 
 
 def _read_prompts(model: GPT, prompts: list[Sequence[int]], kept: list[Tensor]) -> Tensor:
@@ -148,13 +163,6 @@ def _fitting(prompts: Sequence[Sequence[int]], max_new: int, positions: int) -> 
         cut = f"{long} of {len(prompts)} prompts cut from the left to the {room} tokens that fit beside {max_new} new ones"
         warnings.warn(cut, Notice, stacklevel=5)
     return [prompt[-room:] for prompt in prompts]
-
-
-def _chances(seeds: Sequence[int], count: int, device: torch.device) -> Tensor:
-    """(B, count) numbers in [0, 1), each row's from its seed alone, the same on every device."""
-    drawn = [torch.rand(count, generator=torch.Generator().manual_seed(s), dtype=torch.double) for s in seeds]
-    chances = torch.stack(drawn)
-    return (chances.float().clamp(max=1 - 2**-24) if device.type == "mps" else chances).to(device)  # mps has no float64
 
 
 def _close_ranks(going: list[bool]) -> list[int]:

@@ -9,6 +9,7 @@ Shapes: B rows, V vocabulary.
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -45,6 +46,13 @@ class Sampling(NamedTuple):
 
 
 GREEDY = Sampling()
+
+
+def chances_of(seeds: Sequence[int], count: int, device: torch.device) -> Tensor:
+    """(B, count) numbers in [0, 1), each row's from its seed alone, the same on every device."""
+    drawn = [torch.rand(count, generator=torch.Generator().manual_seed(s), dtype=torch.double) for s in seeds]
+    chances = torch.stack(drawn)
+    return (chances.float().clamp(max=1 - 2**-24) if device.type == "mps" else chances).to(device)  # mps has no float64
 
 
 def choose(logits: Tensor, sampling: Sampling, chance: Tensor, seen: Tensor | None = None) -> Tensor:

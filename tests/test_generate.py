@@ -213,7 +213,17 @@ def test_generation_stops_when_every_row_has_ended(model):
     first = recomputed(model, PROMPTS[0], 1)[0]
     with passes(model) as seen:
         assert generate(model, [PROMPTS[0]] * 3, 20, [first]) == [[first]] * 3
-    assert seen == [(3, 3)]
+    assert seen == [(1, 3)]
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=9))
+def test_a_prompt_that_stands_several_times_is_read_once_and_each_gets_its_own_answer(model, numbers):
+    prompts, seeds = [PROMPTS[i] for i in numbers], range(70, 70 + len(numbers))
+    with passes(model) as seen:
+        answers = generate(model, prompts, 8, [], HOT, seeds)
+    assert answers == [generate(model, [p], 8, [], HOT, [seed])[0] for p, seed in zip(prompts, seeds)]
+    reads, steps = reads_and_steps(seen, len(set(numbers)))
+    assert sum(rows for rows, _ in reads) == len(set(numbers)) and steps == [(len(numbers), 1)] * 7
 
 
 def test_many_prompts_are_read_in_groups_of_like_length_and_each_gets_its_answer(model):

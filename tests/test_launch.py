@@ -38,7 +38,7 @@ def small(out: Path) -> list[str]:
     return ["--steps", "2", "--batch", "8", "--eval-every", "0", "--out", str(out)]
 
 
-COMMANDS = ("(none)", "scratch", "train", "check", "compare", "test", "torture", "bench")
+COMMANDS = ("(none)", "scratch", "train", "check", "compare", "online", "test", "torture", "bench")
 
 
 def test_help_names_every_command_and_an_unknown_one_is_refused():
@@ -343,6 +343,24 @@ def test_the_demo_makes_the_model_polite_without_making_it_wrong(tmp_path):
 
 def test_compare_has_flags_of_its_own():
     assert "--readme" in launch("compare", "--help").stdout
+
+
+def test_online_has_flags_of_its_own_and_makes_no_start_where_one_is_named():
+    assert "--rounds" in launch("online", "--help").stdout
+    done = launch("online", "--init", "no/model", "--rounds", "0", code=2)
+    assert done.stderr.count("\n") == 1 and "--rounds is 0" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_round_of_its_own_answers_makes_a_spoiled_start_right_again(tmp_path):
+    done = launch("online", "--rounds", 1, cwd=tmp_path, timeout=900)
+    (folder,) = (tmp_path / "runs").iterdir()
+    start, after = (
+        json.loads((folder / "rounds" / name).read_text()) for name in ("start.json", "round-01/round.json")
+    )
+    assert start["prompts"] >= 1000 and start["score"] == start["correct"] < 0.7
+    assert after["score"] >= start["score"] + 0.10  # by 0.3 where it was measured
+    assert "in all" in done.stdout and (folder / "rounds/model/model.safetensors").exists()
 
 
 def test_bench_and_bench_growth_have_flags_of_their_own():

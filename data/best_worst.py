@@ -1,0 +1,119 @@
+"""From several scored answers to a pair: the best is chosen over the worst.
+
+    "5" 1.0     "6" 0.0     " " 0.0     "5 and then" 1.0, cut off       chosen "5", rejected "6", margin 1.0
+
+An answer that was cut off before its end is never chosen: training puts end-of-text behind it, and so would teach to stop
+in the middle. It is rejected only where no whole answer is as bad. A blank answer is in no pair, since no reader of pairs
+would have it.
+"""
+
+import math
+from collections.abc import Sequence
+from statistics import fmean, quantiles
+from typing import NamedTuple
+
+from data.pairs import Pair
+from data.scores import Score
+from gpt.answers import Answer
+from gpt.command import UserError
+
+HEAD = ("prompt", "instruction", "input", "output", "family", "group")  # the fields of a row that belong to its prompt
+ALIKE, CLOSE = "all answers score the same", "a gap below --min-gap"
+CUT, BLANK, EQUAL = "no answer that ended", "fewer than two answers that are not blank", "best and worst are one text"
+
+
+class Prompt(NamedTuple):
+    """What is asked: a pair whose answers do not matter, and the fields that rows of it keep."""
+
+    pair: Pair
+    head: dict
+
+
+class Preferences(NamedTuple):
+    """What came of the answers to some prompts."""
+
+    rows: list[dict]  # of the pairs
+    dropped: dict[str, list[int]]  # why a prompt gave none -> its rows
+    scores: list[list[float]]  # of all answers
+
+
+def best_and_worst(answers: Sequence[Answer], scores: Sequence[float]) -> tuple[int, int] | str:
+    """The numbers of the best and of the worst answer, of equals the first; or why there are no two to compare."""
+    said = [k for k, given in enumerate(answers) if given.text.strip()]
+    ended = [k for k in said if answers[k].stopped]
+    if len(said) < 2:
+        return BLANK
+    if not ended:
+        return CUT
+    best = max(ended, key=lambda k: scores[k])
+    worst = min(said, key=lambda k: (scores[k], not answers[k].stopped))
+    if not scores[best] > scores[worst]:
+        return ALIKE
+    return EQUAL if answers[best].text == answers[worst].text else (best, worst)
+
+
+def preferences(
+    prompts: Sequence[Prompt], answers: Sequence[Sequence[Answer]], score: Score, min_gap: float = 0.0
+) -> Preferences:
+    """The pairs of these answers whose scores are at least `min_gap` apart, that being each one's margin.
+
+    Raises UserError for a score that is no finite number, naming the row, and what `score` raises.
+    """
+    found = Preferences([], {}, score([prompt.pair for prompt in prompts], answers))
+    for (pair, head), some, scores in zip(prompts, answers, found.scores):
+        if not all(map(math.isfinite, scores)):
+            raise UserError(f"row {pair.row}: an answer's score is not finite ({scores})")
+        picked = best_and_worst(some, scores)
+        if not isinstance(picked, str):
+            best, worst = picked
+            gap = scores[best] - scores[worst]
+            if gap >= min_gap:
+                found.rows.append(head | {"chosen": some[best].text, "rejected": some[worst].text, "margin": gap})
+                continue
+            picked = CLOSE
+        found.dropped.setdefault(picked, []).append(pair.row)
+    return found
+
+
+def counted(dropped: dict[str, list[int]]) -> str:
+    """{"no answer that ended": [3, 7]} -> 'no answer that ended: 2 (rows 3, 7)'"""
+
+    def one(why: str, rows: list[int]) -> str:
+        shown = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
+        return f"{why}: {len(rows):,} (row{'s' * (len(rows) > 1)} {shown})"
+
+    return "; ".join(one(why, rows) for why, rows in dropped.items())
+
+
+def figures(answers: Sequence[Sequence[Answer]], found: Preferences) -> dict[str, float]:
+    """What one wants to know of answers and pairs, in numbers."""
+    every = [given for some in answers for given in some]
+    return {
+        "prompts": len(answers),
+        "answers": len(every),
+        "distinct": fmean(len({given.text for given in some}) for some in answers),
+        "cut off": fmean(not given.stopped for given in every),
+        "blank": sum(not given.text.strip() for given in every),
+        "score": fmean(value for scores in found.scores for value in scores),
+        "best": fmean(map(max, found.scores)),
+        "worst": fmean(map(min, found.scores)),
+        "pairs": len(found.rows),
+        "dropped": {why: len(rows) for why, rows in found.dropped.items()},
+    }
+
+
+def report(answers: Sequence[Sequence[Answer]], found: Preferences, left: dict[str, int]) -> str:
+    """`figures` as text, with the gaps of the pairs. left: prompts that were not asked, by reason."""
+    f = figures(answers, found)
+    aside = ", ".join(f"{count:,} {why}" for why, count in left.items() if count)
+    gaps = sorted(row["margin"] for row in found.rows)
+    cuts = [gaps[0], *quantiles(gaps, n=4), gaps[-1]] if len(gaps) > 1 else gaps
+    lines = {
+        "prompts": f"{f['prompts']:,} answered" + (f"; left aside: {aside}" if aside else ""),
+        "answers": f"{f['answers']:,}, {f['distinct']:.2f} distinct a prompt; {f['cut off']:.1%} cut off, {f['blank']:,} blank",
+        "score": f"mean {f['score']:.4g}; of each prompt's best {f['best']:.4g}, of its worst {f['worst']:.4g}",
+        "pairs": f"{f['pairs']:,} kept, of {f['pairs'] / f['prompts']:.1%} of the prompts",
+        "no pair": counted(found.dropped) or "none",
+        "gap": "least, quarters and most: " + ", ".join(f"{gap:.4g}" for gap in cuts) if gaps else "",
+    }
+    return "\n".join(f"{name:9}{text}" for name, text in lines.items() if text)

@@ -1,0 +1,57 @@
+"""What rounds of online DPO brought: a model's figures on held-out prompts, and the table of all rounds."""
+
+import math
+from collections.abc import Callable
+from statistics import fmean, stdev
+
+from data.onpolicy import LONGEST, SamplingFlags
+from data.pairs import Pair
+from data.scores import Score
+from dpo.answers import answer, rates
+from gpt.generate import longest_answer, ready
+from gpt.model import GPT
+from gpt.tokenizer import Tokenizer
+
+RATES = ("correct", "courteous", "stopped", "length")
+
+
+def held_out_figures(
+    model: GPT, tokenizer: Tokenizer, pairs: list[Pair], score: Score, flags: SamplingFlags, check: Callable[[], None]
+) -> dict:
+    """How a model does on prompts that it was never trained on: the score of its greedy answers, one by one and on average,
+    the average of answers drawn as in the rounds, and the rates of dpo/answers.py. check: raises where the run is to end."""
+    max_new = longest_answer(flags.max_new, LONGEST, model.config.n_positions)
+    model, how = ready(model, flags), dict(stop=flags.stop, check=check)
+    greedy = answer(model, tokenizer, pairs, max_new, "held-out prompts, greedy", **how)
+    drawn = answer(model, tokenizer, pairs, max_new, "held-out prompts, drawn", flags.sampling, **how)
+    scores = [value for (value,) in score(pairs, [[given] for given in greedy])]
+    sampled = fmean(value for (value,) in score(pairs, [[given] for given in drawn]))
+    return rates(pairs, greedy) | {"score": fmean(scores), "sampled score": sampled, "scores": scores}
+
+
+def head(found: dict, score: str) -> str:
+    """The first lines of the table. found: figures of the start."""
+    names = "".join(f"{name:>11}" for name in RATES if name in found)
+    return (
+        f"\n{found['prompts']:,} held-out prompts, greedy; score is {score}; sampled: of answers drawn as in the rounds\n"
+        f"{'round':7}{'pairs':>7}{'score':>9}{'gain':>18}{'sampled':>10}{names}{'minutes':>9}"
+    )
+
+
+def row(
+    name: str, found: dict, before: dict | None = None, pairs: int | None = None, seconds: float | None = None
+) -> str:
+    """A line of the table: the figures after a round, and what they gained over those `before`."""
+    return (
+        f"{name:7}{'' if pairs is None else f'{pairs:,}':>7}{found['score']:9.3f}{gain(before, found) if before else '':>18}"
+        f"{found['sampled score']:10.3f}"
+        + "".join(f"{found[one]:11.3f}" for one in RATES if one in found)
+        + ("" if seconds is None else f"{seconds / 60:9.1f}")
+    )
+
+
+def gain(before: dict, after: dict) -> str:
+    """'+0.120 ± 0.011': the mean of what each prompt's score rose, and its standard error."""
+    changes = [b - a for a, b in zip(before["scores"], after["scores"], strict=True)]
+    error = stdev(changes) / math.sqrt(len(changes)) if len(changes) > 1 else math.nan
+    return f"{fmean(changes):+.3f} ± {error:.3f}"

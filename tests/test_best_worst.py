@@ -1,0 +1,129 @@
+"""data/best_worst.py: best against worst found another way, by looking at every two answers; reasons and figures counted."""
+
+import math
+from itertools import permutations
+from statistics import fmean
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data.best_worst import (
+    ALIKE,
+    BLANK,
+    CLOSE,
+    CUT,
+    EQUAL,
+    Prompt,
+    best_and_worst,
+    counted,
+    figures,
+    preferences,
+    report,
+)
+from data.pairs import Pair, read_pairs, teaches_nothing, write_rows
+from gpt.answers import Answer
+from gpt.command import UserError
+
+ANSWERS = st.lists(
+    st.tuples(st.sampled_from(["a", "b", "c d", "", " "]), st.booleans(), st.sampled_from([-1.5, 0.0, 0.25, 1.0])),
+    min_size=1,
+    max_size=7,
+)
+
+
+def given_answers(drawn) -> tuple[list[Answer], list[float]]:
+    return [Answer(text, stopped, len(text) + 1) for text, stopped, _ in drawn], [value for *_, value in drawn]
+
+
+def prompts(count: int) -> list[Prompt]:
+    heads = [{"instruction": f"Say {i}.", "output": str(i), "group": f"g{i}"} for i in range(count)]
+    return [Prompt(Pair(f"Say {i}.", "", None, row=i + 1), head) for i, head in enumerate(heads)]
+
+
+@given(ANSWERS)
+def test_of_all_two_answers_that_may_be_a_pair_the_best_and_worst_are_furthest_apart(drawn):
+    answers, scores = given_answers(drawn)
+    pairs = {  # a whole answer over any other, both with something to read
+        (i, k): scores[i] - scores[k]
+        for i, k in permutations(range(len(answers)), 2)
+        if answers[i].stopped and answers[i].text.strip() and answers[k].text.strip() and scores[i] > scores[k]
+    }
+    found = best_and_worst(answers, scores)
+    if isinstance(found, tuple):
+        assert pairs[found] == max(pairs.values())
+        assert answers[found[0]].text != answers[found[1]].text
+        whole = [k for (i, k), gap in pairs.items() if gap == pairs[found] and answers[k].stopped]
+        assert answers[found[1]].stopped or not whole  # one that was cut off only where no whole one is as bad
+        return
+    said = [a for a in answers if a.text.strip()]
+    assert (found == BLANK) == (len(said) < 2)
+    assert (found == CUT) == (len(said) >= 2 and not any(a.stopped for a in said))
+    assert (found == ALIKE) == (len(said) >= 2 and any(a.stopped for a in said) and not pairs)
+    if found == EQUAL:
+        assert pairs
+
+
+@given(st.lists(ANSWERS, min_size=1, max_size=6), st.sampled_from([0.0, 0.25, 1.0, 2.0]))
+def test_every_prompt_gives_a_pair_with_its_gap_or_is_dropped_for_a_reason(drawn, min_gap):
+    each = [given_answers(some) for some in drawn]
+    answers, scores = [a for a, _ in each], [s for _, s in each]
+    found = preferences(prompts(len(each)), answers, lambda pairs, given: scores, min_gap)
+    dropped = [row for rows in found.dropped.values() for row in rows]
+    kept = [int(row["group"][1:]) + 1 for row in found.rows]
+    assert sorted(kept + dropped) == list(range(1, len(each) + 1)) and kept == sorted(kept)
+    for row, number in zip(found.rows, kept):
+        assert row["margin"] >= min_gap and row["margin"] > 0
+        some, values = answers[number - 1], scores[number - 1]
+        texts = [(row["chosen"], row["rejected"]), row["margin"]]
+        assert texts in [
+            [(some[i].text, some[k].text), values[i] - values[k]] for i, k in permutations(range(len(some)), 2)
+        ]
+        assert teaches_nothing(Pair("", row["chosen"], row["rejected"])) is None
+        assert row["output"] == str(number - 1)
+    for number in found.dropped.get(CLOSE, []):
+        best, worst = best_and_worst(answers[number - 1], scores[number - 1])
+        assert scores[number - 1][best] - scores[number - 1][worst] < min_gap
+
+
+def whole(*texts: str) -> list[Answer]:
+    return [Answer(text, True, len(text) + 1) for text in texts]
+
+
+ASKED = [
+    whole("5", "6", "5", "7"),
+    whole("a", "a"),
+    whole("x", "y"),
+    [Answer("on and", False, 9), Answer("on", False, 9)],
+]
+VALUES = [[1, 0, 1, -2], [1, 1], [0.5, 0.25], [1, 0]]
+
+
+def test_figures_and_report_are_those_counted_by_hand(tmp_path):
+    found = preferences(prompts(4), ASKED, lambda pairs, answers: VALUES, 0.5)
+    assert [(row["chosen"], row["rejected"], row["margin"]) for row in found.rows] == [("5", "7", 3)]
+    assert found.dropped == {ALIKE: [2], CLOSE: [3], CUT: [4]}
+    f = figures(ASKED, found)
+    assert (f["prompts"], f["answers"], f["pairs"], f["blank"]) == (4, 10, 1, 0)
+    assert f["distinct"] == (3 + 1 + 2 + 2) / 4 and f["cut off"] == 0.2
+    assert f["score"] == fmean([1, 0, 1, -2, 1, 1, 0.5, 0.25, 1, 0])
+    assert (f["best"], f["worst"]) == (3.5 / 4, (-2 + 1 + 0.25 + 0) / 4)
+    text = report(ASKED, found, {"held out": 3, "repeated": 0})
+    assert "4 answered; left aside: 3 held out\n" in text and "10, 2.00 distinct a prompt; 20.0% cut off" in text
+    assert "1 kept, of 25.0% of the prompts" in text and f"{CLOSE}: 1 (row 3)" in text
+    write_rows(tmp_path / "pairs.jsonl", found.rows)
+    (pair,) = read_pairs(tmp_path / "pairs.jsonl")
+    assert (pair.chosen, pair.rejected, pair.margin, pair.group) == ("5", "7", 3, "g0")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_score_that_is_no_finite_number_names_the_row(value):
+    with pytest.raises(UserError, match="^row 2: an answer's score is not finite"):
+        preferences(prompts(2), [whole("a", "b")] * 2, lambda pairs, answers: [[0, 1], [value, 1]])
+
+
+def test_reasons_are_counted_and_name_some_rows():
+    assert (
+        counted({CUT: [3], ALIKE: list(range(1, 1201))})
+        == f"{CUT}: 1 (row 3); {ALIKE}: 1,200 (rows 1, 2, 3, 4, 5, ...)"
+    )
