@@ -1,6 +1,7 @@
 """Work that mostly waits, done by several threads at once, its results in the order of the items."""
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from queue import Empty, SimpleQueue
 from typing import TypeVar
@@ -8,15 +9,16 @@ from typing import TypeVar
 T, R = TypeVar("T"), TypeVar("R")
 
 AHEAD = 64  # items for each thread that are taken from the source while an earlier one is still waited for
+LAST = 3.0  # seconds that the others get to finish what they are at, after one has failed
 
 
 def in_order(work: Callable[[T], R], items: Iterable[T], at_once: int) -> Iterator[R]:
     """work(item) for each item, in the items' order, by `at_once` threads; memory for AHEAD items a thread.
 
-    An exception of one ends all, at once. The threads do not outlive the process: where it ends, by Ctrl+C for instance,
-    what is being waited for is given up.
+    An exception of one ends all, within LAST seconds. The threads do not outlive the process: where it ends, by Ctrl+C for
+    instance, what is being waited for is given up.
     """
-    todo, done = SimpleQueue(), SimpleQueue()
+    todo, done, error = SimpleQueue(), SimpleQueue(), None
 
     def labour() -> None:
         while (job := todo.get()) is not None:
@@ -25,8 +27,9 @@ def in_order(work: Callable[[T], R], items: Iterable[T], at_once: int) -> Iterat
             except BaseException as error:
                 done.put((job[0], None, error))
 
-    for _ in range(at_once):
-        threading.Thread(target=labour, daemon=True).start()
+    threads = [threading.Thread(target=labour, daemon=True) for _ in range(at_once)]
+    for thread in threads:
+        thread.start()
     source, finished, taken, given = iter(enumerate(items)), {}, 0, 0
     try:
         while True:
@@ -50,3 +53,6 @@ def in_order(work: Callable[[T], R], items: Iterable[T], at_once: int) -> Iterat
                 break
         for _ in range(at_once):
             todo.put(None)
+        end = time.monotonic() + LAST
+        for thread in threads if error else ():  # a reply that is on its way was paid for
+            thread.join(max(0.0, end - time.monotonic()))

@@ -99,6 +99,7 @@ class LLM:
         with self._lock:
             self._in_a_row += 1
         if self._in_a_row >= max(PATIENCE, (self.retries + 1) * self.at_once):
+            self.is_over = True
             raise UserError(
                 f"{self.endpoint.address}, model {self.model}: the last {self._in_a_row} requests all failed, most recently "
                 f"so: {error}; what was answered before is kept, and the same command goes on from there"

@@ -322,7 +322,7 @@ def test_a_build_killed_at_any_moment_and_given_again_is_byte_for_byte_the_unbro
 @pytest.mark.slow
 def test_ctrl_c_ends_a_build_at_once_though_all_requests_hang_and_what_came_is_kept(server, tmp_path, build):
     server.fault = lambda request: "hang" if len(server.asked) >= 9 else None
-    write_rows(tmp_path / "rows.jsonl", two_answers(10))
+    write_rows(tmp_path / "rows.jsonl", two_answers(20))
     flags = words(server, tmp_path / "rows.jsonl", tmp_path / "pairs.jsonl", "--way", "judge", "--timeout", 60)
     started = command("data/build.py", "llm", *flags)
     process = subprocess.Popen(started, cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
@@ -334,7 +334,7 @@ def test_ctrl_c_ends_a_build_at_once_though_all_requests_hang_and_what_came_is_k
     assert process.communicate(timeout=15)[1].splitlines()[-1] == "stopped by Ctrl+C" and process.returncode == 130
     assert not (tmp_path / "pairs.jsonl").exists() and not (tmp_path / "pairs.jsonl.part").exists()
     server.fault = lambda request: None
-    assert "asked   11 questions" in build(tmp_path / "rows.jsonl", tmp_path / "pairs.jsonl", "--way", "judge").stdout
+    assert "asked   31 questions" in build(tmp_path / "rows.jsonl", tmp_path / "pairs.jsonl", "--way", "judge").stdout
 
 
 # The key

@@ -82,3 +82,19 @@ def test_a_thread_that_waits_does_not_keep_the_process():
     begun = time.monotonic()
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=ENVIRONMENT, capture_output=True)
     assert b"KeyboardInterrupt" in done.stderr and time.monotonic() - begun < 20
+
+
+def test_what_others_are_at_when_one_fails_is_finished():
+    begun, done = threading.Event(), []
+
+    def work(n: int) -> None:
+        if n == 1:
+            begun.wait(10)
+            raise ValueError("the second")
+        begun.set()
+        time.sleep(0.3)
+        done.append(n)
+
+    with pytest.raises(ValueError, match="the second"):
+        list(in_order(work, range(2), 2))
+    assert done == [0]
