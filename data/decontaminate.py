@@ -183,12 +183,12 @@ def learned(paths: list[str], hashed: Runs) -> Others:
     """What is to be known of the other files."""
     prompts, runs = array("Q"), array("Q")
     for path in paths:
-        before = len(prompts)
+        before = len(prompts), len(runs)
         for row in rows(path, "learning"):
             asked, texts, _ = tested(row, path)
             prompts.extend(key_of(text) for text in asked if text)  # an empty prompt gives nothing away
             runs.frombytes(hashed.of_all(texts).tobytes())
-        if len(prompts) == before:
+        if (len(prompts), len(runs)) == before:
             raise UserError(f"{path}: there is no text to compare with")
     return Others(np.unique(np.asarray(prompts)), np.unique(np.asarray(runs)))
 

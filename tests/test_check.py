@@ -39,8 +39,9 @@ def said(text: str) -> dict[str, str]:
 # The real rows
 
 
-def test_the_real_rows_have_6_identical_pairs_and_25_repeated_prompts(shared, tmp_path):
+def test_the_real_rows_have_6_identical_pairs_and_25_repeated_prompts(shared, tmp_path, monkeypatch):
     """Counted here from the JSON itself."""
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(shared / "tiktoken"))  # for the lengths that are counted here
     rows = json.loads((shared / "data" / REAL).read_text(encoding="utf-8"))
     same = [number for number, row in enumerate(rows, 1) if row["chosen"] == row["rejected"]]
     kept = [row for row in rows if row["chosen"] != row["rejected"]]

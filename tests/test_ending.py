@@ -330,6 +330,7 @@ import os, signal, sys
 from datetime import timedelta
 import torch, torch.distributed as dist
 from dataclasses import dataclass
+from pathlib import Path
 from gpt.command import argument, run
 
 @dataclass(frozen=True)
@@ -342,6 +343,7 @@ def main(flags):
     dist.barrier()
     for step in range(1000):
         if step == 3 and dist.get_rank() == 1:
+            Path(__file__).with_name("lost").touch()
             if flags.how == "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
             if flags.how == "hangs":
@@ -354,12 +356,11 @@ run(main, Flags)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how, limit", [("bug", 20), ("killed", 20), ("hangs", 30)])
+@pytest.mark.parametrize("how, limit", [("bug", 15), ("killed", 15), ("hangs", 25)])
 def test_a_process_lost_in_a_collective_ends_all_and_the_cause_is_named(tmp_path, how, limit):
     (tmp_path / "loses.py").write_text(LOSES)
-    begun = time.monotonic()
     job = torchrun(tmp_path, 3, 0, tmp_path / "loses.py", how)
-    assert job.returncode == 1 and time.monotonic() - begun < limit
+    assert job.returncode == 1 and time.time() - (tmp_path / "lost").stat().st_mtime < limit
     code, lines = ending(tmp_path / "logs", 1)
     assert code == 1
     if how == "bug":
