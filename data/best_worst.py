@@ -19,6 +19,7 @@ from gpt.command import UserError
 
 HEAD = ("prompt", "instruction", "input", "output", "family", "group")  # the fields of a row that belong to its prompt
 ALIKE, CLOSE = "all answers score the same", "a gap below --min-gap"
+UNKNOWN = "an answer whose score is not known"
 CUT, BLANK, EQUAL = "no answer that ended", "fewer than two answers that are not blank", "best and worst are one text"
 
 
@@ -57,13 +58,14 @@ def preferences(
 ) -> Preferences:
     """The pairs of these answers whose scores are at least `min_gap` apart, that being each one's margin.
 
-    Raises UserError for a score that is no finite number, naming the row, and what `score` raises.
+    A prompt with a score that is not known (NaN) gives none. Raises UserError for an infinite one, naming the row, and
+    what `score` raises.
     """
     found = Preferences([], {}, score([prompt.pair for prompt in prompts], answers))
     for (pair, head), some, scores in zip(prompts, answers, found.scores):
-        if not all(map(math.isfinite, scores)):
+        if any(map(math.isinf, scores)):
             raise UserError(f"row {pair.row}: an answer's score is not finite ({scores})")
-        picked = best_and_worst(some, scores)
+        picked = UNKNOWN if any(map(math.isnan, scores)) else best_and_worst(some, scores)
         if not isinstance(picked, str):
             best, worst = picked
             gap = scores[best] - scores[worst]
@@ -88,15 +90,16 @@ def counted(dropped: dict[str, list[int]]) -> str:
 def figures(answers: Sequence[Sequence[Answer]], found: Preferences) -> dict[str, float]:
     """What one wants to know of answers and pairs, in numbers."""
     every = [given for some in answers for given in some]
+    known = [scores for scores in found.scores if not any(map(math.isnan, scores))] or [[math.nan]]
     return {
         "prompts": len(answers),
         "answers": len(every),
         "distinct": fmean(len({given.text for given in some}) for some in answers),
         "cut off": fmean(not given.stopped for given in every),
         "blank": sum(not given.text.strip() for given in every),
-        "score": fmean(value for scores in found.scores for value in scores),
-        "best": fmean(map(max, found.scores)),
-        "worst": fmean(map(min, found.scores)),
+        "score": fmean(value for scores in known for value in scores),
+        "best": fmean(map(max, known)),
+        "worst": fmean(map(min, known)),
         "pairs": len(found.rows),
         "dropped": {why: len(rows) for why, rows in found.dropped.items()},
     }

@@ -21,10 +21,11 @@ from typing import IO
 from tqdm import tqdm
 
 from data.best_worst import HEAD, Prompt, counted, preferences, report
+from data.endpoint import OLLAMA
 from data.pairs import Pair, pair_of, write_rows
 from data.reading import Row, stream_rows
 from data.rules import PAIRS, preference_rows
-from data.scores import KNOWN, parse_score
+from data.scores import KNOWN, parse_score, with_llm
 from data.sides import side, text_hash
 from gpt.answers import Answer, prompt_ids, together
 from gpt.command import UserError, check_range, flag
@@ -54,6 +55,8 @@ class SamplingFlags(AnswerFlags):
     min_gap: float = flag(
         0.0, "least difference of the best and the worst score; without any there is no pair", "pairs"
     )
+    judge_address: str = flag(OLLAMA, "of the server that llm:MODEL is asked at; its key: OPENAI_API_KEY", "pairs")
+    criterion: str = flag("helpful", "what llm:MODEL scores by: a name in data/criteria, or a file", "pairs")
     max_new: int = flag(
         None, f"tokens of the longest answer; unset: {LONGEST}, or half the context if that is less", "answers"
     )
@@ -79,10 +82,10 @@ class OnPolicy(SamplingFlags):
 
 def onpolicy(flags: OnPolicy) -> None:
     flags.check()
-    score = parse_score(flags.score)
     out = Path(flags.out)
     if out.is_dir():
         raise UserError(f"--out {out} is a folder; name a file")
+    score = parse_score(flags.score, with_llm(flags.judge_address, flags.criterion, out.with_suffix(".replies.jsonl")))
     prompts, left = prompts_of(flags)
     score([prompt.pair for prompt in prompts], [[]] * len(prompts))  # what it cannot score is said now
     model, tokenizer, _ = open_folder(flags.model)

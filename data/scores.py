@@ -3,6 +3,7 @@
     rules:correct                       1 or 0: right, by the rule of an embedded task, and ended        (data/tasks.py)
     rules:courteous                     1 or 0: carries a courteous phrase                               (data/rules.py)
     length:shorter, length:longer       tokens, the fewer or the more the better
+    llm:MODEL                           1 to 10, by a criterion, asked of a large language model         (data/judge.py)
     rules:correct + 0.5*rules:courteous     the weighted sum
 
 `parse_score(spec)` looks the word before the colon up in SCORES, and gives what follows it to the function that it finds
@@ -13,14 +14,19 @@ cannot be scored is said before hours of sampling.
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 
+from data.judge import open_judge
 from data.pairs import Pair
+from data.questions import read_criterion
 from data.rules import judge
 from data.tasks import FAMILIES
 from gpt.answers import Answer
 from gpt.command import UserError
 
-# (pairs, several answers to each) -> a number for each answer. Raises UserError naming the row of a pair it cannot score.
+# (pairs, several answers to each) -> a number for each answer, NaN where that is not known. Raises UserError naming the row
+# of a pair it cannot score.
 Score = Callable[[Sequence[Pair], Sequence[Sequence[Answer]]], list[list[float]]]
 
 
@@ -65,9 +71,34 @@ def by_length(which: str) -> Score:
     return of_each(lambda pair, given: sign * given.length)
 
 
+def by_llm(model: str, address: str, criterion: str, kept: Path | None) -> Score:
+    """`llm:MODEL`: whole numbers from 1 to 10, by a criterion. kept: the file of its replies, which are not asked again.
+
+    All answers to a prompt score NaN where one of them gets no score.
+    """
+    if not model:
+        raise UserError("--score: llm: must be followed by the name of a model, such as llm:llama3.1")
+    read_criterion(criterion)  # what is wrong with it is said now
+
+    def score(pairs: Sequence[Pair], answers: Sequence[Sequence[Answer]]) -> list[list[float]]:
+        if not any(answers):
+            return [[] for _ in answers]
+        with open_judge(model, address, criterion, kept) as judge:
+            cases = [(pair.prompt, [given.text for given in some]) for pair, some in zip(pairs, answers)]
+            found = judge.score_all(cases)
+        return [scores or [math.nan] * len(some) for scores, some in zip(found, answers)]
+
+    return score
+
+
 # The word before the colon -> a function from what follows it to the score. Raises UserError where that makes no sense.
 SCORES: Mapping[str, Callable[[str], Score]] = {"rules": by_rule, "length": by_length}
-KNOWN = "rules:correct, rules:courteous, length:shorter, length:longer"
+KNOWN = "rules:correct, rules:courteous, length:shorter, length:longer, llm:MODEL"
+
+
+def with_llm(address: str, criterion: str, kept: Path | None) -> Mapping[str, Callable[[str], Score]]:
+    """SCORES, and `llm:MODEL` of a model at that address."""
+    return {**SCORES, "llm": partial(by_llm, address=address, criterion=criterion, kept=kept)}
 
 
 def parse_score(spec: str, known: Mapping[str, Callable[[str], Score]] = SCORES) -> Score:

@@ -36,7 +36,7 @@ import torch
 from data.best_worst import counted, figures, preferences
 from data.onpolicy import SamplingFlags, held_out_of, prompts_of, sampled
 from data.pairs import Pair, write_rows
-from data.scores import SCORES, Score, parse_score
+from data.scores import Score, parse_score, with_llm
 from dpo.implicit import implicit_reward
 from dpo.losses import parse_loss
 from dpo.round_table import gain, head, held_out_figures, row
@@ -107,7 +107,8 @@ def main(flags: Flags) -> int:
     check_range(flags, ("seed",), 0, below=2**30)
     parse_loss(flags.loss, flags.beta)
     parse(TrainFlags, training_words(flags, 1, "", out.path))
-    score = parse_score(flags.score, SCORES | {"implicit": partial(implicit_reward, device=flags.device)})
+    known = with_llm(flags.judge_address, flags.criterion, out.path / "replies.jsonl")
+    score = parse_score(flags.score, {**known, "implicit": partial(implicit_reward, device=flags.device)})
     held_out, asked = held_out_of(flags), [prompt.pair for prompt in prompts_of(flags)[0]]
     if not held_out:
         raise UserError(

@@ -1,7 +1,7 @@
 """What rounds of online DPO brought: a model's figures on held-out prompts, and the table of all rounds."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from statistics import fmean, stdev
 
 from data.onpolicy import LONGEST, SamplingFlags
@@ -25,8 +25,15 @@ def held_out_figures(
     greedy = answer(model, tokenizer, pairs, max_new, "held-out prompts, greedy", **how)
     drawn = answer(model, tokenizer, pairs, max_new, "held-out prompts, drawn", flags.sampling, **how)
     scores = [value for (value,) in score(pairs, [[given] for given in greedy])]
-    sampled = fmean(value for (value,) in score(pairs, [[given] for given in drawn]))
-    return rates(pairs, greedy) | {"score": fmean(scores), "sampled score": sampled, "scores": scores}
+    sampled = mean_known([value for (value,) in score(pairs, [[given] for given in drawn])])
+    scores = [None if math.isnan(value) else value for value in scores]  # as JSON has it
+    return rates(pairs, greedy) | {"score": mean_known(scores), "sampled score": sampled, "scores": scores}
+
+
+def mean_known(values: Iterable[float | None]) -> float:
+    """The mean of those that are known, NaN where none is."""
+    known = [value for value in values if value is not None and not math.isnan(value)]
+    return fmean(known) if known else math.nan
 
 
 def head(found: dict, score: str) -> str:
@@ -52,6 +59,7 @@ def row(
 
 def gain(before: dict, after: dict) -> str:
     """'+0.120 ± 0.011': the mean of what each prompt's score rose, and its standard error."""
-    changes = [b - a for a, b in zip(before["scores"], after["scores"], strict=True)]
+    both = zip(before["scores"], after["scores"], strict=True)
+    changes = [b - a for a, b in both if a is not None and b is not None]
     error = stdev(changes) / math.sqrt(len(changes)) if len(changes) > 1 else math.nan
-    return f"{fmean(changes):+.3f} ± {error:.3f}"
+    return f"{mean_known(changes):+.3f} ± {error:.3f}"

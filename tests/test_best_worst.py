@@ -14,6 +14,7 @@ from data.best_worst import (
     CLOSE,
     CUT,
     EQUAL,
+    UNKNOWN,
     Prompt,
     best_and_worst,
     counted,
@@ -116,10 +117,16 @@ def test_figures_and_report_are_those_counted_by_hand(tmp_path):
     assert (pair.chosen, pair.rejected, pair.margin, pair.group) == ("5", "7", 3, "g0")
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_score_that_is_no_finite_number_names_the_row(value):
+def test_an_infinite_score_names_the_row():
     with pytest.raises(UserError, match="^row 2: an answer's score is not finite"):
-        preferences(prompts(2), [whole("a", "b")] * 2, lambda pairs, answers: [[0, 1], [value, 1]])
+        preferences(prompts(2), [whole("a", "b")] * 2, lambda pairs, answers: [[0, 1], [math.inf, 1]])
+
+
+def test_a_prompt_with_a_score_that_is_not_known_gives_no_pair_and_is_in_no_mean():
+    answers = [whole("a", "b")] * 3
+    found = preferences(prompts(3), answers, lambda pairs, answers: [[0, 1], [math.nan, 1], [2, 5]])
+    assert [row["margin"] for row in found.rows] == [1, 3] and found.dropped == {UNKNOWN: [2]}
+    assert (figures(answers, found)["score"], figures(answers, found)["best"]) == (2, 3)
 
 
 def test_reasons_are_counted_and_name_some_rows():

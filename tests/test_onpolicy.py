@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from data.best_worst import best_and_worst
+from data.best_worst import UNKNOWN, best_and_worst
 from data.onpolicy import OnPolicy, held_out_of, onpolicy, prompts_of, sampled, seed_of
 from data.pairs import read_pairs, write_rows
 from data.rules import embedded_pairs
@@ -20,6 +20,7 @@ from gpt.generate import generate
 from gpt.sampling import Sampling
 from gpt.tokenizer import Tokenizer
 from gpt.weights import load_gpt
+from tests.openai_server import MODEL, fenced, serving
 from tests.processes import ENVIRONMENT, ROOT, call, command
 
 BUILD = ROOT / "data" / "build.py"
@@ -298,3 +299,27 @@ def test_scores_are_asked_with_what_was_drawn(toy, opened, tmp_path):
     answers = sampled(*opened, asked, flags_of(toy), tmp_path / "answers.jsonl")
     scores = parse_score("length:longer")([prompt.pair for prompt in asked], answers)
     assert scores == [[answer.length for answer in some] for some in answers]
+
+
+def test_a_judge_scores_the_answers_once_and_what_it_does_not_score_is_counted(toy, tmp_path):
+    def by_words(question: str, request: dict) -> str:
+        """More words are better; of 'x' it says nothing."""
+        answer = fenced(question)["answer"]
+        return "no score" if "x" in answer else f"Score: {min(10, 1 + len(answer.split()))}"
+
+    with serving(by_words) as server:
+        words = ["onpolicy", "--model", toy / "model", "--pairs", toy / "pairs.jsonl", "--samples", 4, "--max-new", 12]
+        words += ["--score", f"llm:{MODEL}", "--judge-address", server.address, "--criterion", "concise"]
+        first = call(BUILD, *words, "--out", tmp_path / "pairs.jsonl").stdout
+        asked = len(server.asked)
+        pairs = (tmp_path / "pairs.jsonl").read_bytes()
+        call(BUILD, *words, "--out", tmp_path / "pairs.jsonl")
+        assert (tmp_path / "pairs.jsonl").read_bytes() == pairs
+    _, *rows = written(tmp_path / "pairs.answers.jsonl")
+    texts = [[answer["text"] for answer in row["answers"]] for row in rows]
+    unknown = sum(any("x" in text for text in some) for some in texts)
+    assert unknown and f"{UNKNOWN}: {unknown} (row" in first
+    for pair in read_pairs(tmp_path / "pairs.jsonl"):
+        assert len(pair.chosen.split()) - len(pair.rejected.split()) == pair.margin > 0
+    failed = 3 * sum("x" in text for text in {text for some in texts for text in some})  # asked again each time
+    assert len(server.asked) <= asked + failed * 5

@@ -60,7 +60,10 @@ def test_rules_name_the_row_that_is_of_no_embedded_task_before_there_is_an_answe
 @pytest.mark.parametrize(
     "spec, expected",
     [
-        ("", "there is no score ''; there are rules:correct, rules:courteous, length:shorter, length:longer, and"),
+        (
+            "",
+            "there is no score ''; there are rules:correct, rules:courteous, length:shorter, length:longer, llm:MODEL, and",
+        ),
         ("rule:correct", "there is no score 'rule:correct'"),
         ("rules:polite", "rules:polite is no score; there are rules:correct, rules:courteous"),
         ("length", "length: is no score; there are length:shorter, length:longer"),
