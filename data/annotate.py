@@ -142,7 +142,9 @@ def works(flags: Annotate) -> Iterator[Work]:
         pair_of({**row, "chosen": answers[0], "rejected": answers[-1]} if isinstance(row, dict) else row, number, where)
         request = row.get("prompt")
         if request is None:
-            request = "\n\n".join(filter(None, (row["instruction"], row.get("input"))))
+            request = "\n\n".join(filter(None, (row.get("instruction"), row.get("input"))))
+        if not isinstance(request, str) or not {"prompt", "instruction"} & row.keys():
+            raise UserError(f"{where}: llm reads rows with 'prompt' or 'instruction' as text; convert gives such")
         yield Work(number, row, request, answers)
 
 

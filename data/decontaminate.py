@@ -25,6 +25,7 @@ from data.normal import normalized
 from data.pairs import Pair, pair_of
 from data.ratings import NoPair
 from data.reading import Row
+from data.sides import text_hash
 from data.turns import TEMPLATE
 from gpt.command import UserError, argument, check_range, flag
 from gpt.untrusted import shown
@@ -126,8 +127,8 @@ class Runs:
 
 
 def key_of(text: str) -> int:
-    """64 bits of a text: Python's own hash (SipHash), which lasts as long as the process."""
-    return hash(text) % 2**64
+    """64 bits of a text, the same in every run; half a surrogate pair may be in it."""
+    return text_hash(repr(text))
 
 
 def places(known: np.ndarray, hashes: np.ndarray) -> np.ndarray:
@@ -170,9 +171,10 @@ def strings(value: Any) -> list[str]:
 
 def tested(row: Row, path: str) -> tuple[list[str], list[str], bool]:
     """(prompts, all texts, whether it is a pair) of a row of the other files, normalized."""
-    try:
-        pair = pair_of(row.value, row.number, f"{path}, row {row.number}")
-    except (UserError, NoPair):  # a test need not have answers, or name its fields as pairs do
+    value = row.value if row.value.get("chosen") is not None else {**row.value, "chosen": ""}
+    try:  # a test need not have answers to choose from
+        pair = pair_of(value, row.number, f"{path}, row {row.number}")
+    except (UserError, NoPair):  # or name its fields as pairs do
         texts = [normalized(text) for text in strings(row.value)]
         return texts, texts, False
     texts = texts_of(pair)

@@ -27,6 +27,7 @@ from gpt.untrusted import printing
 OLLAMA = "http://localhost:11434/v1"
 BODY = 2**24  # the most bytes of a reply
 LONGEST_WAIT = 600.0  # seconds that a server may have us wait
+SECRET = 16  # letters of a key from which on it is one, and no word that may stand in a text
 LETTERS = 200  # of what a server says, in a message
 AGAIN = (408, 409, 425, 429)  # of the statuses below 500 those that pass
 HERE = ("localhost", "127.0.0.1", "::1")
@@ -92,7 +93,9 @@ class Endpoint:
         """The model's reply. Raises Passing, Failed or UserError, see above."""
         openai = self._openai
         try:
-            found = _reply(self._clean(self._body(question)))
+            body = self._body(question)
+            # a short one is a word that a local server wants for a key; a reply may well have it
+            found = _reply(self._clean(body) if len(self._key) >= SECRET else body)
         except openai.APIStatusError as error:
             raise self._refused(error) from None
         except openai.APITimeoutError:

@@ -117,6 +117,8 @@ def _margin(row: dict, where: str, scored: float | None = None) -> float | None:
                     found = f"'{names[0]}' is {chosen:g} and '{names[1]}' {rejected:g}"
                     raise UserError(f"{where}: {found}; are chosen and rejected swapped?")
                 scored = chosen - rejected
+    if scored is not None and not scored < 1e6:  # what a margin may be
+        raise UserError(f"{where}: the scores of the answers are {scored:g} apart; a margin is less than a million")
     said = number_in(row, "margin", where)
     return scored if said is None else said
 

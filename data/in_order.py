@@ -26,6 +26,7 @@ def in_order(work: Callable[[T], R], items: Iterable[T], at_once: int) -> Iterat
                 done.put((job[0], work(job[1]), None))
             except BaseException as error:
                 done.put((job[0], None, error))
+                return  # it ends all
 
     threads = [threading.Thread(target=labour, daemon=True) for _ in range(at_once)]
     for thread in threads:

@@ -77,7 +77,7 @@ def mix(flags: Mix) -> None:
         for which in order:
             path, row = sources[which].path, next(streams[which])
             where = f"{path}, row {row.number}"
-            if flags.source_field in row.value:
+            if flags.source_field and flags.source_field in row.value:
                 raise UserError(f"{where}: field {flags.source_field!r} is there already; --source-field another one")
             write(row.value | ({flags.source_field: path} if flags.source_field else {}), where)
         for stream in streams:  # to its end, where it says if the file has other rows by now

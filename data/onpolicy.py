@@ -14,6 +14,7 @@ Every answer goes to a file beside the pairs as it comes: what was interrupted g
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -21,6 +22,7 @@ from typing import IO
 from tqdm import tqdm
 
 from data.best_worst import HEAD, Prompt, counted, preferences, report
+from data.carry import check_files
 from data.endpoint import OLLAMA
 from data.pairs import Pair, pair_of, write_rows
 from data.reading import Row, stream_rows
@@ -85,6 +87,7 @@ def onpolicy(flags: OnPolicy) -> None:
     out = Path(flags.out)
     if out.is_dir():
         raise UserError(f"--out {out} is a folder; name a file")
+    check_files(out, *filter(None, [flags.pairs]))
     score = parse_score(flags.score, with_llm(flags.judge_address, flags.criterion, out.with_suffix(".replies.jsonl")))
     prompts, left = prompts_of(flags)
     score([prompt.pair for prompt in prompts], [[]] * len(prompts))  # what it cannot score is said now
@@ -130,7 +133,16 @@ def every_prompt(path: str) -> Iterator[Prompt]:
         if isinstance(row, dict):
             row = {"chosen": ""} | {name: value for name, value in row.items() if value is not None}
         pair = pair_of(row, number, f"{path}, row {number}")
-        yield Prompt(pair, {name: row[name] for name in HEAD if name in row})
+        yield Prompt(pair, head_of(row, pair))
+
+
+def head_of(row: dict, pair: Pair) -> dict:
+    """The fields that make rows with other answers have this pair's prompt: its own, or in other formats the prompt as text."""
+    head = {name: row[name] for name in HEAD if name in row}
+    with suppress(UserError):
+        if pair_of({**head, "chosen": ""}, 0, "").prompt == pair.prompt:
+            return head
+    return {"prompt": pair.prompt} | {name: row[name] for name in ("output", "family", "group") if name in row}
 
 
 def held_out_of(flags: SamplingFlags) -> list[Pair]:

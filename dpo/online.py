@@ -98,7 +98,7 @@ def main(flags: Flags) -> int:
         raise UserError("--resume needs --out, the folder to continue")
     out.check_free(flags.resume)
     before = out.read_json("run.json") if (out.path / "run.json").exists() else {}
-    if flags.resume and not before:
+    if flags.resume and "rounds" not in before.get("flags", {}):  # a run of dpo/train.py has a run.json too
         raise UserError(f"--resume: {out.path} holds no rounds yet (no run.json); begin without --resume")
     flags = as_begun(flags, before["flags"], out) if before else flags
     flags.check()

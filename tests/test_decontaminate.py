@@ -182,3 +182,12 @@ def test_the_real_rows_give_their_own_held_out_prompts_away(tmp_path, shared):
 
     expected = [row for row in json.loads(file.read_text()) if prompt(row) not in {prompt(row) for row in held}]
     assert read(tmp_path / "out.jsonl") == expected and len(expected) <= 1100 - len(held)
+
+
+def test_instructions_with_a_plain_answer_are_compared_as_prompts(tmp_path):
+    tasks = [{"instruction": "Add.", "input": f"{n} + 1"} for n in range(5)]
+    write(tmp_path / "in.jsonl", [task | {"chosen": "a", "rejected": "b"} for task in tasks])
+    write(tmp_path / "test.jsonl", [task | {"output": "2"} for task in tasks[1:3]])
+    said = lines(shape(tmp_path, "decontaminate", "in.jsonl", "--against", "test.jsonl", "--out", "out.jsonl"))
+    assert [row["input"] for row in read(tmp_path / "out.jsonl")] == ["0 + 1", "3 + 1", "4 + 1"]
+    assert said["found"].startswith("2 of 2 rows (100.0%)")

@@ -296,6 +296,12 @@ def test_what_a_server_says_is_one_line_that_prints(server):
     assert "\n" not in str(failed.value) and "\x1b" not in str(failed.value) and len(str(failed.value)) < 300
 
 
+def test_a_word_that_a_local_server_takes_for_a_key_may_stand_in_a_reply(server, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "ollama")
+    server.reply = lambda text, request: "by ollama"
+    assert llm(server).reply(Question("x")).text == "by ollama"
+
+
 def test_a_proxy_is_not_asked_for_a_server_on_this_machine(server, monkeypatch):
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")

@@ -242,3 +242,9 @@ def test_any_file_of_rows_is_pairs_or_one_line_that_names_file_and_row(tmp_path_
         assert str(file) in str(error) and re.search("row |line |no rows", str(error))
     else:
         assert pairs
+
+
+def test_scores_further_apart_than_a_margin_may_be_are_refused_here_and_not_only_when_read_again():
+    row = {"prompt": "a", "chosen": "b", "rejected": "c", "score_chosen": 999_999, "score_rejected": -999_999}
+    with pytest.raises(UserError, match="row 1: the scores of the answers are 2e"):
+        pair_of(row, 1, "row 1")

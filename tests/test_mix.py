@@ -127,3 +127,9 @@ def test_a_source_field_names_the_file_and_nothing_else_changes(tmp_path):
     with pytest.raises(UserError, match="row 1: field 'is' is there already"):
         shape(tmp_path, "mix", "a.jsonl:1", "--source-field", "is", "--out", "out.jsonl")
     assert read(tmp_path / "out.jsonl") == found
+
+
+def test_a_row_may_have_a_field_without_a_name(tmp_path):
+    write(tmp_path / "a.jsonl", [{"": 1, "prompt": "a"}])
+    shape(tmp_path, "mix", "a.jsonl:1", "--out", "out.jsonl")
+    assert read(tmp_path / "out.jsonl") == [{"": 1, "prompt": "a"}]

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from data.best_worst import UNKNOWN, best_and_worst
-from data.onpolicy import OnPolicy, held_out_of, onpolicy, prompts_of, sampled, seed_of
+from data.onpolicy import OnPolicy, every_prompt, held_out_of, onpolicy, prompts_of, sampled, seed_of
 from data.pairs import read_pairs, write_rows
 from data.rules import embedded_pairs
 from data.scores import parse_score
@@ -323,3 +323,35 @@ def test_a_judge_scores_the_answers_once_and_what_it_does_not_score_is_counted(t
         assert len(pair.chosen.split()) - len(pair.rejected.split()) == pair.margin > 0
     failed = 3 * sum("x" in text for text in {text for some in texts for text in some})  # asked again each time
     assert len(server.asked) <= asked + failed * 5
+
+
+SAID = [{"role": "user", "content": "Say it."}]
+TURNS = [{"from": "human", "value": "Say it."}]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Say it."},
+        {"instruction": "Say it.", "input": "now", "group": "g"},
+        {"instruction": "Say it.", "system": "Be brief."},
+        {"instruction": "And now?", "history": [["Say it.", "It."]]},
+        {"prompt": SAID},
+        {"conversations": TURNS, "family": "f"},
+        {"chosen": "\n\nHuman: Say it.\n\nAssistant: It.", "rejected": "\n\nHuman: Say it.\n\nAssistant: No."},
+    ],
+)
+def test_a_row_in_any_format_keeps_its_prompt(row, tmp_path):
+    write_rows(tmp_path / "rows.jsonl", [row])
+    (prompt,) = every_prompt(str(tmp_path / "rows.jsonl"))
+    write_rows(tmp_path / "pairs.jsonl", [prompt.head | {"chosen": "a", "rejected": "b", "margin": 1.0}])
+    (pair,) = read_pairs(tmp_path / "pairs.jsonl")
+    assert pair.prompt == prompt.pair.prompt and "Say it." in pair.prompt
+    assert (pair.group, pair.family) == (row.get("group"), row.get("family"))
+
+
+def test_the_file_of_prompts_is_not_written_over(toy, tmp_path):
+    before = (toy / "pairs.jsonl").read_bytes()
+    with pytest.raises(UserError, match="name another file"):
+        onpolicy(flags_of(toy, out=str(toy / "pairs.jsonl")))
+    assert (toy / "pairs.jsonl").read_bytes() == before
