@@ -132,6 +132,12 @@ def killed(pids: list[int]) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
+def environment_of(pid: int) -> list[str]:
+    with suppress(OSError):  # it is no more
+        return Path(f"/proc/{pid}/environ").read_text().split("\0")
+    return []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])  # of one each, torchrun counts the restart on machine 1 alone
 def test_a_killed_worker_and_a_machine_that_was_away_change_no_bit(two, tmp_path, processes):
@@ -140,8 +146,13 @@ def test_a_killed_worker_and_a_machine_that_was_away_change_no_bit(two, tmp_path
     again, last = run_of(tmp_path / "run", 90), f"RANK={2 * processes - 1}"
     jobs = [start(machine, rank, two[0], *again, **how) for rank, machine in enumerate(two)]
     until(lambda: len(metrics(tmp_path / "run")) >= 10, 120)
-    killed([pid for pid in two[1].processes() if last in Path(f"/proc/{pid}/environ").read_text().split("\0")])
-    until(lambda: len(metrics(tmp_path / "run")) < 10, 60)
+
+    def last_worker() -> list[int]:
+        return [pid for pid in two[1].processes() if last in environment_of(pid)]
+
+    before = last_worker()
+    killed(before)
+    until(lambda: set(last_worker()) - set(before), 120)
     until(lambda: len(metrics(tmp_path / "run")) >= 40, 120)
     killed(two[1].processes())  # as when it loses its power
     jobs[1].communicate()
