@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The one door: set up, demo, scratch, train, check, compare, test, torture, bench. bash 3.2 will do.
+# The one door: set up, demo, scratch, train, check, compare, online, test, torture, bench. bash 3.2 will do.
 # gpt/launch/launcher.py, behind it, is the only place that knows how to call torchrun.
 set -euo pipefail
 
