@@ -9,7 +9,6 @@ politeness. Every row keeps its other fields. Rows wait for each other, so the s
 order they came in and however often the build was interrupted.
 """
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from data.carry import line_of
 from data.endpoint import Failed
 from data.in_order import in_order
 from data.judge import DISAGREE, Judge
@@ -115,7 +115,7 @@ def write_pairs(out: Path, found: tqdm) -> Report:
     """Write the pairs among what was `found`, in its order. Where there is none, the file stays as it was."""
     report = Report(0, {}, {}, {})
     try:
-        with whole(out) as file:
+        with whole(out, binary=True) as file:
             for made in found:
                 if made.failed:
                     report.failed.setdefault(made.failed.kind, []).append(made.number)
@@ -124,7 +124,7 @@ def write_pairs(out: Path, found: tqdm) -> Report:
                 elif made.dropped:
                     report.dropped.setdefault(made.dropped, []).append(made.number)
                 else:
-                    file.write(_line(made.row))
+                    file.write(line_of(made.row, f"row {made.number}"))
                     report = report._replace(pairs=report.pairs + 1)
             if not report.pairs:
                 raise _Nothing
@@ -230,13 +230,3 @@ def _ranked(work: Work, judge: Judge) -> dict | str:
         "rejected": answers[scores.index(worst)],
         "margin": best - worst,
     }
-
-
-def _line(row: dict) -> str:
-    """As write_rows has it; in escapes where a field that nobody reads is no text."""
-    line = json.dumps(row, ensure_ascii=False) + "\n"
-    try:
-        line.encode()
-    except UnicodeEncodeError:
-        line = json.dumps(row) + "\n"
-    return line

@@ -24,12 +24,17 @@ from gpt.untrusted import shown
 LISTED = 5  # rows in a report
 
 
+def are_one(name: str | Path, other: str | Path) -> bool:
+    """Whether two names are of one file, which is there."""
+    return os.path.exists(name) and os.path.exists(other) and os.path.samefile(name, other)
+
+
 def check_files(out: str | Path, *sources: str) -> None:
     """Raises UserError where the file to write is one of those that are read, and for one that can be read once only."""
     for source in sources:
         if os.path.exists(source) and not os.path.isfile(source) and not os.path.isdir(source):
             raise UserError(f"{source} is no regular file, and is read more than once; save it to one")
-        if os.path.exists(out) and os.path.exists(source) and os.path.samefile(out, source):
+        if are_one(out, source):
             raise UserError(f"--out {out} is {source}, which is read; name another file")
 
 
@@ -82,10 +87,11 @@ def written(out: str | Path) -> Iterator[Callable[[dict, str], None]]:
         yield lambda row, where: None
     else:
         with whole(out, binary=True) as file:
-            yield lambda row, where: file.write(_line(row, where))
+            yield lambda row, where: file.write(line_of(row, where))
 
 
-def _line(row: dict, where: str) -> bytes:
+def line_of(row: dict, where: str) -> bytes:
+    """A row as a line of JSONL. `where` names it in the UserError for one that cannot be written."""
     try:
         try:
             return (json.dumps(row, ensure_ascii=False) + "\n").encode()
@@ -93,12 +99,6 @@ def _line(row: dict, where: str) -> bytes:
             return (json.dumps(row) + "\n").encode()
     except RecursionError:
         raise UserError(f"{where}: nested too deep to be written") from None
-
-
-def firsts(keys: np.ndarray) -> np.ndarray:
-    """Where each key came first, (n,): [7, 8, 7] -> [0, 1, 0]"""
-    _, first, which = np.unique(keys, return_index=True, return_inverse=True)
-    return first[which]
 
 
 class Tally:
@@ -120,7 +120,7 @@ class Tally:
 
 def number_of(count: int, what: str = "row") -> str:
     """1 -> '1 row', 2000 -> '2,000 rows'"""
-    return f"{count:,} {what}{'s' * (count != 1)}"
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def report(lines: Iterable[tuple[str, str]]) -> None:

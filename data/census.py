@@ -20,14 +20,13 @@ import numpy as np
 from data.characters import CONTROL, INVISIBLE, TURN, is_word, normal, script, special_tokens
 from data.features import MOST, Sample, Separability, look, separability
 from data.pairs import Pair
-from data.sides import Groups, text_hash
-from data.turns import TEMPLATE
+from data.sides import Groups, firsts, text_hash
+from data.turns import instruction_in
 from gpt.tokenizer import Tokenizer
 
 LISTED = 100  # rows that are kept of each thing that was noted
 NAMES = 200  # different families, or special tokens, that are told apart
 NO_MARGIN = float("nan")
-HEAD, TAIL = TEMPLATE.split("{instruction}{input}")
 
 
 class Noted:
@@ -208,9 +207,8 @@ def oddities(pair: Pair, alike: bool) -> Iterator[str]:
 
 def asked(prompt: str) -> str:
     """The instruction of a prompt that has the instruction template, else the whole prompt, without space around it."""
-    if prompt.startswith(HEAD) and prompt.endswith(TAIL):
-        prompt = prompt[len(HEAD) : len(prompt) - len(TAIL)].split("\n\n### Input:\n")[0]
-    return prompt.strip()
+    task = instruction_in(prompt)
+    return (prompt if task is None else task.split("\n\n### Input:\n")[0]).strip()
 
 
 def count_name(counter: Counter, name: str) -> None:
@@ -218,16 +216,10 @@ def count_name(counter: Counter, name: str) -> None:
     counter[name if name in counter or len(counter) < NAMES else "others"] += 1
 
 
-def first_of(keys: np.ndarray) -> np.ndarray:
-    """(n,): for each key the place where it stands first. [7, 8, 7] -> [0, 1, 0]"""
-    _, first, which = np.unique(keys, return_index=True, return_inverse=True)
-    return first[which]
-
-
 def on_both_sides(prompts: np.ndarray, held: np.ndarray) -> np.ndarray:
     """The places of prompts that stand on the other side of a split than where they stood first; each prompt once.
 
     prompts (n,): hashes; held (n,): whether a pair is held out.
     """
-    torn = np.flatnonzero(held != held[first_of(prompts)])
+    torn = np.flatnonzero(held != held[firsts(prompts)])
     return torn[np.unique(prompts[torn], return_index=True)[1]]

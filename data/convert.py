@@ -1,6 +1,5 @@
 """Any file of preferences to pairs as they are: JSONL with prompt, chosen and rejected, shown as they will be tokenized."""
 
-import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -8,6 +7,7 @@ from itertools import islice
 
 from tqdm import tqdm
 
+from data.carry import are_one
 from data.formats import FORMATS, OneFormat
 from data.pairs import Pair, checked, write_rows
 from data.rules import TINY
@@ -79,7 +79,7 @@ class Found:
 
 def convert(flags: Convert) -> None:
     check_range(flags, ("limit",), 0)
-    if any(_are_one(name, flags.out) for name in flags.files):
+    if any(are_one(name, flags.out) for name in flags.files):
         raise UserError(f"--out {flags.out} is a file that is read; name another")
     tokenizer = Tokenizer.gpt2() if flags.model == "gpt2" else Tokenizer.load(flags.model or TINY)
     found: list[Found] = []
@@ -96,10 +96,6 @@ def convert(flags: Convert) -> None:
         print(f"\nrow {pair.row}, as it will be tokenized\n{example(pair, tokenizer)}")
     pairs = sum(one.pairs for one in found)
     print(f"\n{pairs:,} pairs" + (f" written to {flags.out}" if flags.out != "-" else ""))
-
-
-def _are_one(name: str, other: str) -> bool:
-    return os.path.exists(name) and os.path.exists(other) and os.path.samefile(name, other)
 
 
 def _rows(flags: Convert, found: list[Found], examples: list[Pair]) -> Iterator[dict]:

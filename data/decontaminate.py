@@ -26,11 +26,10 @@ from data.pairs import Pair, pair_of
 from data.ratings import NoPair
 from data.reading import Row
 from data.sides import text_hash
-from data.turns import TEMPLATE
+from data.turns import instruction_in
 from gpt.command import UserError, argument, check_range, flag
 from gpt.untrusted import shown
 
-HEAD, _, TAIL = TEMPLATE.partition("{instruction}{input}")
 BUCKETS = 64  # that prompts are told apart by, a bit each
 
 
@@ -146,9 +145,8 @@ def bits(words: np.ndarray) -> np.ndarray:
 
 def bare(prompt: str) -> str:
     """A prompt without the words of the template that instruction rows get: the instruction, and the input below it."""
-    if not (prompt.startswith(HEAD) and prompt.endswith(TAIL)):
-        return prompt
-    return prompt[len(HEAD) : -len(TAIL)].replace("\n\n### Input:\n", "\n")
+    task = instruction_in(prompt)
+    return prompt if task is None else task.replace("\n\n### Input:\n", "\n")
 
 
 def texts_of(pair: Pair) -> list[str]:

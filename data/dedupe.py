@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.carry import Tally, check_files, chosen_rows, firsts, number_of, pairs, report, where_to, written
+from data.carry import Tally, check_files, chosen_rows, number_of, pairs, report, where_to, written
 from data.normal import normalized
 from data.pairs import Pair
-from data.sides import text_hash
+from data.sides import firsts, text_hash
 from gpt.command import UserError, argument, flag
 
 

@@ -18,11 +18,12 @@ import heapq
 import re
 from collections import Counter
 from collections.abc import Callable
-from math import log1p, sqrt
+from math import log1p
 from typing import NamedTuple
 
 import numpy as np
 
+from data.confidence import wilson
 from gpt.untrusted import shown
 
 MOST = 20_000  # pairs that are looked at: enough to know an accuracy to one in a hundred
@@ -126,7 +127,7 @@ def separability(looks: list[Look]) -> Separability | None:
     return Separability(
         len(asked),
         right / len(asked),
-        interval(right, len(asked)),
+        wilson(right / len(asked), len(asked)),
         [(name, _right(alone[name]) / len(asked)) for name in strongest[:2]],
     )
 
@@ -189,10 +190,3 @@ def fit(x: np.ndarray, ridge: float = 1.0, steps: int = 100) -> np.ndarray:
 def _right(margins: np.ndarray) -> float:
     """How many margins are above 0, a tie counting one half."""
     return float((margins > 0).sum() + (margins == 0).sum() / 2)
-
-
-def interval(right: float, count: int) -> tuple[float, float]:
-    """95 % confidence of a fraction that was seen as right / count: Wilson's score interval (1927), which stays in [0, 1]."""
-    z, p = 1.96, right / count
-    middle, half = p + z**2 / (2 * count), z * sqrt(p * (1 - p) / count + z**2 / (4 * count**2))
-    return (middle - half) / (1 + z**2 / count), (middle + half) / (1 + z**2 / count)

@@ -10,9 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.census import LISTED, ODDITIES, Census, Noted, first_of, on_both_sides
-from data.features import FEWEST, interval
+from data.carry import number_of
+from data.census import LISTED, ODDITIES, Census, Noted, on_both_sides
+from data.confidence import wilson
+from data.features import FEWEST
 from data.pairs import summary
+from data.sides import firsts
 from gpt.untrusted import printing
 
 LOPSIDED = 0.6  # the accuracy of "the longer answer is better", or of "the shorter", that is surely exceeded
@@ -42,11 +45,6 @@ def findings(census: Census, dropped: dict[str, list[int]], held_out: float, max
 def percent(fraction: float) -> str:
     """0.5114 -> '51.1 %'"""
     return f"{100 * fraction:.1f} %"
-
-
-def number(count: int, what: str) -> str:
-    """1, "pair" -> '1 pair'; 2,000 -> '2,000 pairs'"""
-    return f"{count:,} {what}{'s' if count != 1 else ''}"
 
 
 def rows_of(rows: Sequence, count: int) -> str:
@@ -84,10 +82,10 @@ def _prompts(census: Census) -> Line:
 def _repeated(census: Census) -> list[Line]:
     """Whole pairs that came before, letter by letter or nearly, and pairs that came the other way round."""
     place, rows = np.arange(len(census)), census.rows
-    again = first_of(census.keys()) != place
-    nearly = (first_of(np.asarray(census.near)) != place) & ~again
+    again = firsts(census.keys()) != place
+    nearly = (firsts(np.asarray(census.near)) != place) & ~again
     figures = {"whole pairs": _rows(rows[again]), "but for white space and case": _rows(rows[nearly])}
-    text = f"{number(again.sum(), 'whole pair')}, {nearly.sum():,} more but for white space and case"
+    text = f"{number_of(again.sum(), 'whole pair')}, {nearly.sum():,} more but for white space and case"
     marks, both = [], rows[again | nearly]
     if len(both):
         marks.append(f"{rows_of(both, len(both))}: what was there before counts twice; keep one of each")
@@ -95,7 +93,9 @@ def _repeated(census: Census) -> list[Line]:
 
     swapped = _rows(census.swapped())
     text = (
-        f"{number(swapped['pairs'], 'pair')} with the answers of one before exchanged" if swapped["pairs"] else "none"
+        f"{number_of(swapped['pairs'], 'pair')} with the answers of one before exchanged"
+        if swapped["pairs"]
+        else "none"
     )
     if swapped["pairs"]:
         listed = rows_of(swapped["rows"], swapped["pairs"])
@@ -116,7 +116,7 @@ def _split(census: Census, held_out: float) -> Line:
     grouped = len(np.unique(np.asarray(census.groups.groups))) > 1
     text = (
         f"{(~held).sum():,} to train on, {held.sum():,} held out (--held-out {held_out:g}); on both sides: "
-        f"{number(len(both), 'prompt')}{'' if grouped else ', by construction'}, {len(nearly):,} but for white space and case"
+        f"{number_of(len(both), 'prompt')}{'' if grouped else ', by construction'}, {len(nearly):,} but for white space and case"
     )
     marks = []
     if torn := census.groups.torn():
@@ -179,12 +179,12 @@ def _tokens(census: Census, max_length: int) -> list[Line]:
     over, room = lengths[:, 0] + answers > max_length, answers < max_length
     marks, cut, out = [], rows[over & room], rows[~room]
     if len(cut):
-        marks.append(f"{rows_of(cut, len(cut))}: {number(len(cut), 'prompt')} would be cut from the left")
+        marks.append(f"{rows_of(cut, len(cut))}: {number_of(len(cut), 'prompt')} would be cut from the left")
     if len(out):
         marks.append(
-            f"{rows_of(out, len(out))}: {number(len(out), 'pair')} would be left out, an answer alone is too long"
+            f"{rows_of(out, len(out))}: {number_of(len(out), 'pair')} would be left out, an answer alone is too long"
         )
-    text = f"{number(over.sum(), 'pair')} of more than {max_length} tokens (--max-length)"
+    text = f"{number_of(over.sum(), 'pair')} of more than {max_length} tokens (--max-length)"
     figures = {"max length": max_length, "prompt cut": _rows(cut), "left out": _rows(out)}
     lines.append(Line("too long", text, figures, marks))
     if len(both := lengths[lengths[:, 2] > 0]):
@@ -195,7 +195,7 @@ def _tokens(census: Census, max_length: int) -> list[Line]:
 def _length_bias(more: np.ndarray) -> Line:
     """more (pairs,): by how many tokens chosen is longer than rejected."""
     right, count = float((more > 0).sum() + (more == 0).sum() / 2), len(more)
-    low, high = interval(right, count)
+    low, high = wilson(right / count, count)
     text = f"'the longer answer is better' is right for {percent(right / count)} of the pairs ({_range(low, high)})"
     advice = "a model may learn length alone; even it out, or see ld_alpha, dpo_norm and simpo among the losses"
     figures = {"accuracy": right / count, "interval": [low, high], "pairs": count}
@@ -229,7 +229,7 @@ def _odd(census: Census) -> list[Line]:
         if not noted.count or name == "one answer":
             continue
         which = f": {', '.join(f'{printing(token)} {n:,}' for token, n in census.special.most_common(8))}"
-        text = f"{number(noted.count, 'pair')} with {what}{which if name == 'special tokens' else ''}"
+        text = f"{number_of(noted.count, 'pair')} with {what}{which if name == 'special tokens' else ''}"
         rows = rows_of(noted.rows, noted.count)
         is_much = noted.count > tolerated * len(census)
         lines.append(

@@ -5,14 +5,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import combinations
-from os.path import exists, samefile
 from random import Random
 from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from data.carry import check_files, chosen_rows, number_of, report, rows, where_to, written
+from data.carry import are_one, check_files, chosen_rows, number_of, report, rows, where_to, written
 from data.reading import Row
 from gpt.command import UserError, argument, check_range, flag
 
@@ -64,7 +63,7 @@ def mix(flags: Mix) -> None:
     named = weighed(flags.sources)
     check_files(flags.out, *named)
     for one, other in combinations(named, 2):
-        if exists(one) and exists(other) and samefile(one, other):
+        if are_one(one, other):
             raise UserError(f"{other} is {one}; name each file once")
     sources = [Source(path, share, _count(path)) for path, share in named.items()]
     total = flags.count or min(math.floor(source.rows / source.share) for source in sources)

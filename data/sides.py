@@ -23,6 +23,12 @@ def text_hash(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
+def firsts(keys: np.ndarray) -> np.ndarray:
+    """Where each key came first, (n,): [7, 8, 7] -> [0, 1, 0]"""
+    _, first, which = np.unique(keys, return_index=True, return_inverse=True)
+    return first[which]
+
+
 def side(pair: "Pair") -> float:
     """A number in [0, 1], the same for all pairs of a group (of a prompt, where it has none): held out if below a fraction."""
     return text_hash(pair.group or pair.prompt) / 2**64
@@ -58,8 +64,7 @@ class Groups:
 
     def torn(self) -> tuple[int, int] | None:
         """(i, k): pair k is the first whose prompt came before in another group, in pair i for the first time."""
-        _, first, which = np.unique(np.array(self.prompts), return_index=True, return_inverse=True)
-        first = first[which]  # (pairs,): where each pair's prompt came first
+        first = firsts(np.array(self.prompts))  # (pairs,): where each pair's prompt came first
         groups = np.array(self.groups)
         others = np.flatnonzero(groups != groups[first])
         return (int(first[others[0]]), int(others[0])) if len(others) else None

@@ -44,6 +44,12 @@ def instruction_prompt(instruction: str, input: str = "") -> str:
     return TEMPLATE.format(instruction=instruction, input=f"\n\n### Input:\n{input}" if input else "")
 
 
+def instruction_in(prompt: str) -> str | None:
+    """What an instruction's prompt has between the ends of the template: instruction and input. None for other prompts."""
+    head, tail = TEMPLATE.split("{instruction}{input}")
+    return prompt[len(head) : -len(tail)] if prompt.startswith(head) and prompt.endswith(tail) else None
+
+
 def instruction_of(row: dict, where: str) -> str:
     """The prompt of a row's instruction and input, after the system message and the history that LLaMA-Factory's rows may
     have. Raises UserError."""

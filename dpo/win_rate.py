@@ -6,11 +6,11 @@ The judge sees both answers in both orders (data/judge.py). The interval is Wils
 has a width where all answers won; with ties it is wider than need be, since they vary less than wins and losses do.
 """
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from data.confidence import wilson
 from data.endpoint import OLLAMA
 from data.judge import Judge
 from data.llm import LLM
@@ -19,8 +19,6 @@ from data.questions import read_criterion
 from data.replies import kept_replies
 from dpo.answers import Answer
 from gpt.command import UserError
-
-Z = 1.959964  # of the normal distribution, 2.5 % lie above
 
 
 class JudgedBy(NamedTuple):
@@ -65,14 +63,6 @@ def win_rate(judge: Judge, pairs: Sequence[Pair], before: Sequence[Answer], afte
         return {"win rate": None, "interval": None, **counts}
     rate = sum(found) / len(found)
     return {"win rate": rate, "interval": wilson(rate, len(found)), **counts}
-
-
-def wilson(rate: float, count: int) -> list[float]:
-    """The bounds between which the rate of a large number of prompts lies with 95 % confidence, from that of `count`."""
-    middle = rate + Z**2 / (2 * count)
-    half = Z * math.sqrt(rate * (1 - rate) / count + (Z / (2 * count)) ** 2)
-    scale = 1 + Z**2 / count
-    return [max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)]
 
 
 def line(report: dict) -> str:

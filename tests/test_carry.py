@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.carry import Tally, check_files, chosen_rows, firsts, rows, written
+from data.carry import Tally, check_files, chosen_rows, rows, written
 from gpt.command import UserError
 from tests.shaping import read, texts, write
 from tests.shaping import rows as any_rows
@@ -105,11 +105,6 @@ def test_what_can_be_read_once_is_refused_where_it_is_read_again(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(UserError, match="pipe is no regular file"):
         check_files("out", str(tmp_path / "pipe"))
-
-
-@given(st.lists(st.integers(0, 5), max_size=20))
-def test_firsts_are_where_a_loop_finds_each_key(keys):
-    assert firsts(np.array(keys, np.uint64)).tolist() == [keys.index(key) for key in keys]
 
 
 def test_a_tally_names_the_first_few():

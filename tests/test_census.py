@@ -10,11 +10,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from data.census import LISTED, NAMES, ODDITIES, Census, Noted, asked, count_name, first_of, oddities, on_both_sides
+from data.census import LISTED, NAMES, ODDITIES, Census, Noted, asked, count_name, oddities, on_both_sides
 from data.characters import normal
 from data.pairs import Pair, instruction_prompt
 from data.rules import preference_rows, row_pairs
-from data.sides import side
+from data.sides import firsts, side
 
 # Few texts, so that sets made of them are full of repeats, near repeats and opposites
 PROMPTS, ANSWERS = ["p", "P", " p", "q", "q r"], ["a", "A", "a ", "b", "b\n b"]
@@ -52,8 +52,8 @@ def test_repeats_of_whole_pairs_are_those_that_a_loop_finds(pairs):
         (np.array(census.near), near),
         (np.array(census.near_prompts), lambda pair: normal(pair.prompt)),
     ):
-        firsts = [next(i for i in range(k + 1) if same(pairs[i]) == same(pairs[k])) for k in range(len(pairs))]
-        assert first_of(keys).tolist() == firsts
+        expected = [next(i for i in range(k + 1) if same(pairs[i]) == same(pairs[k])) for k in range(len(pairs))]
+        assert firsts(keys).tolist() == expected
 
 
 @given(some_pairs())

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.features import FEATURES, FEWEST, Sample, fit, interval, look, separability
+from data.confidence import wilson
+from data.features import FEATURES, FEWEST, Sample, fit, look, separability
 from data.sides import text_hash
 
 
@@ -187,7 +188,7 @@ def test_few_pairs_say_nothing_and_answers_without_any_difference_in_features_ar
 @given(st.integers(1, 10**6), st.data())
 def test_the_interval_ends_where_what_was_seen_is_1_96_standard_errors_away(count, data):
     right = data.draw(st.integers(0, 2 * count)) / 2
-    seen, ends = right / count, interval(right, count)
+    seen, ends = right / count, wilson(right / count, count)
     assert -1e-12 <= ends[0] <= seen + 1e-12 and seen - 1e-12 <= ends[1] <= 1 + 1e-12
     for end in ends:
         assert (seen - end) ** 2 == pytest.approx(1.96**2 * end * (1 - end) / count, rel=1e-6, abs=1e-12)

@@ -7,9 +7,10 @@ from statistics import median
 
 import pytest
 
+from data.carry import number_of
 from data.census import ODDITIES
 from data.check import counted
-from data.findings import Line, findings, number, percent, rows_of
+from data.findings import Line, findings, percent, rows_of
 from data.pairs import Pair, split
 from data.rules import preference_rows, row_pairs, sft_rows
 from dpo.store import encode
@@ -103,7 +104,7 @@ def test_what_does_not_fit_is_what_training_cuts_or_leaves_out(many, tokenizer):
         (line,) = [line for line in findings(census, {}, 0.1, max_length) if line.name == "too long"]
         expected = {"prompt cut": {"pairs": len(cut), "rows": cut}, "left out": {"pairs": len(out), "rows": out}}
         assert line.figures == {"max length": max_length} | expected
-        assert line.text.startswith(f"{number(len(cut) + len(out), 'pair')} of more than {max_length} tokens")
+        assert line.text.startswith(f"{number_of(len(cut) + len(out), 'pair')} of more than {max_length} tokens")
         assert [mark.split(":")[0] for mark in line.marks] == [rows_of(rows, len(rows)) for rows in (cut, out) if rows]
         seen.add((bool(cut), bool(out)))
     assert len(seen) >= 3  # some cut, some left out, neither

@@ -4,13 +4,14 @@ import math
 from collections import Counter
 from random import Random
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from data import pairs as data_pairs
 from data.pairs import Pair, read_pairs, write_rows
-from data.sides import split
+from data.sides import firsts, split
 from gpt.command import UserError
 
 
@@ -92,3 +93,8 @@ def test_a_prompt_in_two_groups_is_refused_naming_both_rows():
     pairs = [Pair("p", "a", "b", 3, group="g"), Pair("q", "a", "b", 4), Pair("p", "c", "d", 9, group="h")]
     with pytest.raises(UserError, match="rows 3 and 9 have one prompt and two groups"):
         split(pairs, 0.5)
+
+
+@given(st.lists(st.integers(0, 5), max_size=20))
+def test_firsts_are_where_a_loop_finds_each_key(keys):
+    assert firsts(np.array(keys, np.uint64)).tolist() == [keys.index(key) for key in keys]

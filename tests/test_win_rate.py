@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data.confidence import Z, wilson
 from data.judge import open_judge
 from data.pairs import Pair, write_rows
 from data.rules import preference_rows
 from dpo.answers import Answer
-from dpo.win_rate import Z, judged_by, line, wilson, win_rate
+from dpo.win_rate import judged_by, line, win_rate
 from gpt.command import UserError
 from tests.openai_server import MODEL, by_rule, fenced, manner, serving
 from tests.processes import ROOT, call
