@@ -61,7 +61,7 @@ class Flags:
     seed: int = flag(0, "of the order of pairs, and of the sampled answers")
     prompts: int = flag(0, "held-out prompts to answer and to sample answers to; 0: all")
     out: str = flag("runs/compare", "folder: of each loss the run, compare.md and compare.json")
-    readme: str = flag("", f"file in which the table replaces what stands between {BEGIN.strip()} and {END.strip()}")
+    page: str = flag("", f"file in which the table replaces what stands between {BEGIN.strip()} and {END.strip()}")
     device: str = flag("auto", "auto is cuda where there is one, else cpu", choices=("auto", "cpu", "cuda", "mps"))
 
 
@@ -100,9 +100,9 @@ def main(flags: Flags) -> int:
     check_device(flags.device)
     start, tokenizer, _ = open_model(flags.init, flags.seed)
     rows = rows_of(flags, start)
-    out, readme = Path(flags.out), Path(flags.readme) if flags.readme else None
-    if readme:
-        replaced(readme, "")
+    out, page = Path(flags.out), Path(flags.page) if flags.page else None
+    if page:
+        replaced(page, "")
     length = start.config.n_positions
     _, held_out = open_examples(flags.pairs, tokenizer, length, TrainFlags.held_out, False, {}, may_be_empty=True)
     if not held_out.ids:
@@ -130,11 +130,11 @@ def main(flags: Flags) -> int:
     with whole(out / "compare.json") as file:
         settings = asdict(flags) | {"rates": {row.name: row.rate for row in rows}}
         json.dump({"settings": settings, "rows": found}, file, indent=2, ensure_ascii=False)
-    if readme:
-        content = replaced(readme, text)
-        with whole(readme) as file:
+    if page:
+        content = replaced(page, text)
+        with whole(page) as file:
             file.write(content)
-    print(f"\nwritten to {out / 'compare.md'} and compare.json{f', and into {readme}' if readme else ''}")
+    print(f"\nwritten to {out / 'compare.md'} and compare.json{f', and into {page}' if page else ''}")
     return 0
 
 

@@ -24,19 +24,17 @@ def table(found: dict[str, dict[str, float]]) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in cells]
 
 
-def replaced(readme: Path, text: str, begin: str = BEGIN, end: str = END) -> str:
+def replaced(page: Path, text: str, begin: str = BEGIN, end: str = END) -> str:
     """What the file says with `text` between the lines `begin` and `end`.
 
     Raises UserError where it cannot be read, or has no such lines.
     """
     try:
-        content = readme.read_text(encoding="utf-8")
+        content = page.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--readme {readme} cannot be read: {error}") from None
+        raise UserError(f"--page {page} cannot be read: {error}") from None
     before, _, rest = content.partition(begin)
     _, found, after = rest.partition(end)
     if not found:
-        raise UserError(
-            f"--readme {readme} has no lines {begin.strip()} and {end.strip()}, between which the table goes"
-        )
+        raise UserError(f"--page {page} has no lines {begin.strip()} and {end.strip()}, between which the table goes")
     return before + begin + text + end + after

@@ -3,7 +3,7 @@
     twin = packed(model)        # computes what `model` does, for as long as the model does not change
 
 A product with a few rows, as in sampling, is bound by reading the matrix. In oneDNN's blocked order it is read twice as
-fast as row by row (README.md has the figures), and the numbers are of the same precision. With many rows, as in the
+fast as row by row (docs/speed.md has the figures), and the numbers are of the same precision. With many rows, as in the
 reference pass, a tenth is gained, since each product would put the matrix into that order for itself.
 torch.compile's CPU backend uses the same two operators when weights are frozen. The price is a second copy of the
 matrices while the twin lives, and as much time as about ten tokens take.

@@ -1,4 +1,4 @@
-"""dpo/compare.py and dpo/kl.py: the divergence computed in other ways, the table from real runs, and the one in README.md."""
+"""dpo/compare.py and dpo/kl.py: the divergence computed in other ways, the table from real runs, and the one in docs/losses.md."""
 
 import json
 import signal
@@ -89,7 +89,7 @@ def compared(tmp_path_factory) -> tuple[Path, list]:
     write_rows(folder / "pairs.jsonl", preference_rows(150))
     (folder / "page.md").write_text("# A page\n\n<!-- compare -->\nold\n<!-- /compare -->\n\nThe rest\n")
     flags = ["--pairs", folder / "pairs.jsonl", "--losses", "dpo(beta=0.3); sft @ 3e-3", "--steps", 3, "--batch", 8]
-    flags += ["--out", folder / "out", "--readme", folder / "page.md", "--device", "cpu"]
+    flags += ["--out", folder / "out", "--page", folder / "page.md", "--device", "cpu"]
     compare(*flags)
     return folder, flags
 
@@ -161,8 +161,8 @@ def test_a_run_with_other_settings_is_not_taken_for_this_one(compared):
         ({"losses": "dpo @ -1"}, "the rate of dpo is -1"),
         ({"losses": "dpo; ipo; dpo"}, "dpo stands twice"),
         ({"steps": 0}, "--steps is 0"),
-        ({"readme": "no.md"}, "no.md cannot be read"),
-        ({"readme": str(ROOT / "LICENSE")}, "LICENSE has no lines <!-- compare -->"),
+        ({"page": "no.md"}, "no.md cannot be read"),
+        ({"page": str(ROOT / "LICENSE")}, "LICENSE has no lines <!-- compare -->"),
     ],
 )
 def test_what_cannot_be_compared_is_said_before_anything_is_trained(flags, expected, tmp_path):
@@ -198,8 +198,8 @@ def test_a_signal_stops_it_and_the_same_command_goes_on(tmp_path):
     assert (tmp_path / "out/compare.md").exists()
 
 
-def test_the_readme_has_one_row_for_each_loss():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_page_has_one_row_for_each_loss():
+    text = (ROOT / "docs" / "losses.md").read_text(encoding="utf-8")
     between = text.split(BEGIN)[1].split(END)[0]
     names = [line.split("|")[1].strip(" `") for line in between.splitlines() if line.startswith("|")]
-    assert names[2:] == ["the start", *LOSSES], "run ./launch.sh compare --readme README.md"
+    assert names[2:] == ["the start", *LOSSES], "run ./launch.sh compare --page docs/losses.md"

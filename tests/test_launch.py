@@ -342,7 +342,7 @@ def test_the_demo_makes_the_model_polite_without_making_it_wrong(tmp_path):
 
 
 def test_compare_has_flags_of_its_own():
-    assert "--readme" in launch("compare", "--help").stdout
+    assert "--page" in launch("compare", "--help").stdout
 
 
 def test_online_has_flags_of_its_own_and_makes_no_start_where_one_is_named():

@@ -96,10 +96,10 @@ def test_a_modifier_says_what_it_changes_its_source_and_its_keyword(example, key
     assert what.endswith(".") and {"divergence": "divergence:", "ld_alpha": "ld_alpha:"}.get(keyword, "") in rest
 
 
-def test_the_readme_has_the_table_that_loss_list_prints():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_page_has_the_table_that_loss_list_prints():
+    text = (ROOT / "docs" / "losses.md").read_text(encoding="utf-8")
     between = text.split("<!-- losses -->\n")[1].split("\n<!-- /losses -->")[0]
-    assert between == table(), "README.md: put what `python dpo/train.py --loss list` prints between the marks"
+    assert between == table(), "docs/losses.md: put what `python dpo/train.py --loss list` prints between the marks"
 
 
 def test_loss_list_prints_the_table_and_trains_nothing(tmp_path):

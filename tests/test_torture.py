@@ -171,7 +171,7 @@ def test_the_table_adds_up_counts_and_shows_the_largest_of_sizes():
 
 
 @pytest.mark.slow
-def test_the_command_writes_its_figures_and_puts_the_table_into_a_readme(tmp_path):
+def test_the_command_writes_its_figures_and_puts_the_table_into_a_page(tmp_path):
     (tmp_path / "page.md").write_text("# A page\n\n<!-- torture -->\nold\n<!-- /torture -->\n\nThe rest\n")
     flags = [
         "--parts",
@@ -180,7 +180,7 @@ def test_the_command_writes_its_figures_and_puts_the_table_into_a_readme(tmp_pat
         2,
         "--out",
         tmp_path / "torture.json",
-        "--readme",
+        "--page",
         tmp_path / "page.md",
     ]
     said = call(ROOT / "tests/torture/run.py", *flags).stdout

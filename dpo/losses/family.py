@@ -68,7 +68,7 @@ def described(function: Callable) -> tuple[str, str]:
 
 
 def table() -> str:
-    """The family as two tables in Markdown, losses and modifiers: `--loss list`, and README.md."""
+    """The family as two tables in Markdown, losses and modifiers: `--loss list`, and docs/losses.md."""
     lines = ["| loss | formula, per pair | source | keywords | reference |", "|---|---|---|---|---|"]
     for name, loss in LOSSES.items():
         formula, source = described(loss)

@@ -50,7 +50,7 @@ class Flags:
     seed: int = flag(0, "of the moments, places and ranks")
     at_once: int = flag(2, "runs of one process at once")
     out: str = flag("torture.json", "where the figures go")
-    readme: str = flag("", f"file in which the table replaces what stands between {BEGIN.strip()} and {END.strip()}")
+    page: str = flag("", f"file in which the table replaces what stands between {BEGIN.strip()} and {END.strip()}")
 
 
 PARTS: dict[str, Callable[[Ground, Flags], Iterator[Outcome]]] = {
@@ -73,9 +73,9 @@ def main(flags: Flags) -> int:
     parts = [part.strip() for part in flags.parts.split(";")] if flags.parts else list(PARTS)
     if unknown := [part for part in parts if part not in PARTS]:
         raise UserError(f"--parts: there is no {unknown[0]!r}; there are {', '.join(PARTS)}")
-    readme = Path(flags.readme) if flags.readme else None
-    if readme:
-        replaced(readme, "", BEGIN, END)
+    page = Path(flags.page) if flags.page else None
+    if page:
+        replaced(page, "", BEGIN, END)
     folder, began = Path(tempfile.mkdtemp(prefix="torture-")), time.monotonic()
     found, minutes = [], 0.0
     ground = Ground(folder, flags.seed, flags.at_once)
@@ -89,9 +89,9 @@ def main(flags: Flags) -> int:
             with whole(flags.out) as file:  # each time: what was found is there also where this is broken off
                 json.dump(report(flags, found, minutes), file, indent=2)
     lines = table(rows(found))
-    if readme:
-        content = replaced(readme, "\n".join([*lines, ""]), BEGIN, END)
-        with whole(readme) as file:
+    if page:
+        content = replaced(page, "\n".join([*lines, ""]), BEGIN, END)
+        with whole(page) as file:
             file.write(content)
     failed = sum(not one.held for one in found)
     print("\n".join(["", *lines, "", f"{len(found)} tries in {minutes:.0f} minutes, {failed} failed; see {flags.out}"]))

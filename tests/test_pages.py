@@ -1,0 +1,137 @@
+"""README.md, docs/ and what else is read: links lead somewhere, every command can be given, tables agree with each other."""
+
+import re
+import runpy
+import shlex
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import pytest
+
+from gpt import command
+from gpt.command import parse
+from tests.processes import ROOT
+
+PAGES = [path for path in sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]) if path.name != "CHANGELOG.md"]
+NAMES = [str(path.relative_to(ROOT)) for path in PAGES]
+SCRIPT = re.compile(r"(?<![\w/.-])((?:gpt|data|dpo|tests)/[\w/]+\.py)\b")
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LAUNCH = {"train": "dpo/train.py", "": "dpo/train.py", "scratch": "dpo/train.py", "compare": "dpo/compare.py"}
+LAUNCH |= {"online": "dpo/online.py", "torture": "tests/torture/run.py", "bench": "tests/bench/table.py"}
+LAUNCH |= {"bench growth": "tests/bench/growth.py", "check": "dpo/train.py"}
+
+
+def text_of(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def anchors(text: str) -> set[str]:
+    """What GitHub makes of the headings of a page."""
+    heads = re.findall(r"^#+ (.*)$", FENCE.sub("", text), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_link_leads_somewhere(name):
+    for target in LINK.findall(FENCE.sub("", text_of(name))):
+        if not target.startswith("http"):
+            path, _, anchor = target.partition("#")
+            place = (ROOT / name).parent / path if path else ROOT / name
+            assert place.exists(), target
+            assert not anchor or anchor in anchors(place.read_text(encoding="utf-8")), target
+
+
+def test_every_source_file_is_on_the_map():
+    linked = {
+        str(((ROOT / "docs") / target).resolve().relative_to(ROOT)) for target in LINK.findall(text_of("docs/map.md"))
+    }
+    files = {
+        str(path.relative_to(ROOT))
+        for room in ("gpt", "data", "dpo")
+        for path in (ROOT / room).rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    assert linked == files, "docs/map.md: say what each file is for, and of no other"
+
+
+class Said(NamedTuple):
+    """A command that a page gives."""
+
+    page: str
+    line: str
+
+
+def commands() -> Iterator[Said]:
+    """The lines of shell blocks, and what stands between backticks and begins as a command does."""
+    for name in NAMES:
+        text = text_of(name)
+        for language, block in FENCE.findall(text):
+            if language in ("sh", "bash", "console"):
+                for line in block.replace("\\\n", " ").splitlines():
+                    if line.strip() and not line.startswith("#"):
+                        yield Said(name, line.removeprefix("$ "))
+        for inline in re.findall(r"`([^`\n]+(?:\n[^`\n]+)?)`", FENCE.sub("", text)):
+            if re.match(r"(\w+=\S+ )*(python (?!-m pip|-c)|\./launch\.sh|torchrun --)", inline):
+                yield Said(name, " ".join(inline.split()))
+
+
+COMMANDS = list(commands())
+
+
+@pytest.fixture(scope="module")
+def flags_of() -> Callable[[str, list[str]], tuple[type, list[str]]]:
+    """(the dataclass of a script's flags, the words that are flags): as the script itself gives it to gpt.command.run, where
+    it has several commands by its first word."""
+    known: dict[str, dict | type] = {}
+
+    def given(name: str, words: list[str]) -> tuple[type, list[str]]:
+        if name not in known:
+
+            def note(commands, cls=None):
+                known[name] = cls or {word: cls for word, (_, cls) in commands.items()}
+
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(command, "run", note)
+                runpy.run_path(str(ROOT / name), run_name="__main__")
+        found = known[name]
+        return (found[words[0]], words[1:]) if isinstance(found, dict) else (found, words)
+
+    return given
+
+
+def words_of(line: str) -> list[str]:
+    """The words of a command, without what comes before and after it: variables, comments, a file that it is written to."""
+    words = shlex.split(line.partition("  #")[0].partition(" > ")[0])
+    while words and re.fullmatch(r"\w+=\S*", words[0]):
+        del words[0]
+    return words
+
+
+@pytest.mark.parametrize("said", COMMANDS, ids=lambda said: f"{said.page}: {said.line[:60]}")
+def test_every_command_can_be_given(said, flags_of):
+    words = words_of(said.line)
+    if not words or "..." in words:
+        return
+    if words[0] == "sbatch":
+        words = words[next(i for i, word in enumerate(words) if word.endswith("launch.sh")) :]
+    if words[0].endswith("launch.sh"):
+        word = words[1] if len(words) > 1 and not words[1].startswith("-") else ""
+        word = "bench growth" if words[1:3] == ["bench", "growth"] else word
+        assert f"\n  {word or '(none)'} " in text_of("launch.sh"), "its help does not name this command"
+        name, rest = LAUNCH.get(word), words[1 + len(word.split()) :]
+        if not name or word == "check" and not rest:
+            return
+    else:
+        assert words[0] in ("python", "torchrun", "pip", "git", "source", "cd", "ollama"), "what is this command?"
+        name = next((word for word in words if SCRIPT.fullmatch(word)), None)
+        if name is None and words[:2] == ["python", "-m"] and words[2] == "pytest":
+            assert all((ROOT / word.partition("::")[0]).exists() for word in words[3:] if word.startswith("tests"))
+        if name is None:
+            return
+        rest = words[words.index(name) + 1 :]
+    assert (ROOT / name).is_file()
+    if "gpt.command" not in text_of(name):
+        return
+    if rest and rest[0] not in ("--help", "-h"):
+        parse(*flags_of(name, rest))
