@@ -6,7 +6,7 @@ The loss of a micro-batch is divided by the pairs (or answer tokens) of the whol
 the micro-batch nor the number of processes changes the gradient.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -55,9 +55,18 @@ def scores_of(
 
 
 def add_gradients(
-    model: nn.Module, examples: Examples, reference: Reference, indices: list[int], plan: Plan
+    model: nn.Module,
+    examples: Examples,
+    reference: Reference,
+    indices: list[int],
+    plan: Plan,
+    accumulate: Callable = accumulate,
+    backward: Callable[[Tensor], object] = Tensor.backward,
 ) -> tuple[Totals, Tensor]:
     """Add the gradient of the step over the pairs `indices` (of all processes) to the parameters.
+
+    accumulate, backward: where another library than gpt/parallel.py has set the model up, its own ways to do these two
+    things (docs/interop.md has Lightning Fabric's). It must average gradients over processes.
 
     Returns the step's totals over all processes, and the largest log-ratio of this process; both stay on the device, which
     nothing here waits for.
@@ -82,7 +91,7 @@ def add_gradients(
             else:
                 terms = loss(scores)
                 total = loss.total({name: (one * weight).sum() for name, one in terms.items()}, pairs, tokens)
-            (total * world.size).backward()  # gradients are averaged over processes: times their number
+            backward(total * world.size)  # gradients are averaged over processes: times their number
         found.append(sums(scores, terms, batch, weight, loss))
         largest = torch.maximum(largest, scores.log_ratio.detach().abs().max())
     return Totals.of(found, world), largest

@@ -96,3 +96,12 @@ def toy(tmp_path_factory) -> Path:
     write_rows(folder / "pairs.jsonl", rows)
     write_rows(folder / "sft.jsonl", sft_rows(37))
     return folder
+
+
+@pytest.fixture
+def signals():
+    """A run in this process listens to signals in its own way."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)

@@ -5,7 +5,6 @@ are run as their users run them (tests/trl_steps.py), in float32.
 """
 
 import json
-import signal
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -211,15 +210,6 @@ def theirs(folder, ids) -> dict[str, list[dict]]:
     call("-m", "tests.trl_steps", folder.path, cwd=ROOT, limit=600)
     said = json.loads((folder.path / "said.json").read_text())
     return {case.spec: one for case, one in zip(ALL, said)}
-
-
-@pytest.fixture
-def signals():
-    """A run in this process listens to signals in its own way."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 def same(lines: list[dict], said: list[dict]) -> None:
