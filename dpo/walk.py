@@ -117,7 +117,8 @@ def the_logps(walk: Walk) -> Iterator[str]:
     for name, at in answers(walk):
         rows = zip(walk.batch.targets.tokens[at].tolist(), walk.policy[at].tolist(), walk.reference[at].tolist())
         for number, (token, policy, reference) in enumerate(list(rows)[:MOST]):
-            line = f"{'' if number else name:10}{word(walk, token):18.18}{of(policy):>10}{of(exp(policy)):>10}"
+            likely = of(exp(policy)) if policy > -9 else f"{exp(policy):.0e}"
+            line = f"{'' if number else name:10}{word(walk, token):18.18}{of(policy):>10}{likely:>10}"
             yield line + (f"{of(reference):>13}{of(policy - reference):>13}" if beside else "")
         yield from left_out(at)
 

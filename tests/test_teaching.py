@@ -187,7 +187,8 @@ def test_a_table_goes_between_its_marks_and_nothing_else_is_changed(tmp_path, mo
 
 
 @pytest.mark.slow
-def test_a_row_of_the_sweep_comes_out_again(tmp_path):
+def test_a_row_of_the_sweep_comes_out_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(questions, "LOOKED", ())
     known, name = Figures(Flags(out=str(tmp_path))), "`dpo(beta=3)`"
     rows = {row: known.of(TAUGHT["beta"][row])["figures"] for row in ("the start", name)}
     (shown,) = (line for line in SHOWN["beta"] if name in line)
