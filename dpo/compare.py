@@ -39,6 +39,7 @@ from gpt.generate import longest_answer
 from gpt.joining import join
 from gpt.model import GPT
 from gpt.optim import default_learning_rate
+from gpt.parallel import World
 from gpt.tokenizer import Tokenizer
 from gpt.weights import fingerprint
 
@@ -103,16 +104,12 @@ def main(flags: Flags) -> int:
     out, page = Path(flags.out), Path(flags.page) if flags.page else None
     if page:
         replaced(page, "")
-    length = start.config.n_positions
-    _, held_out = open_examples(flags.pairs, tokenizer, length, TrainFlags.held_out, False, {}, may_be_empty=True)
+    context = start.config.n_positions
+    _, held_out = open_examples(flags.pairs, tokenizer, context, TrainFlags.held_out, False, {}, may_be_empty=True)
     if not held_out.ids:
         raise UserError(f"{flags.pairs or EMBEDDED}: no pair is held out, so there is nothing to compare on")
-    prompts = list({pair.prompt: pair for pair in held_out.pairs}.values())[: flags.prompts or None]
     with join(flags.device) as world:
-        plan = Plan(parse_loss("dpo"), Way(fitting(start.config, world), "fp32", world))
-        start = start.to(world.device)
-        said = reference_logps(start, held_out, range(len(held_out.ids)), plan.way, fingerprint(start))
-        ground = Ground(start, tokenizer, held_out, said, prompts, longest_answer(None, 64, length), plan)
+        ground = ground_of(start.to(world.device), tokenizer, held_out, flags.prompts, world)
         found = {"the start": figures(start, ground, flags.seed)}
         print("\n".join(table(found)), flush=True)
         for number, row in enumerate(rows, 1):
@@ -136,6 +133,14 @@ def main(flags: Flags) -> int:
             file.write(content)
     print(f"\nwritten to {out / 'compare.md'} and compare.json{f', and into {page}' if page else ''}")
     return 0
+
+
+def ground_of(start: GPT, tokenizer: Tokenizer, held_out: Examples, prompts: int, world: World) -> Ground:
+    """What models from this start are held to: the held-out pairs, and so many of their prompts (0: all)."""
+    plan = Plan(parse_loss("dpo"), Way(fitting(start.config, world), "fp32", world))
+    said = reference_logps(start, held_out, range(len(held_out.ids)), plan.way, fingerprint(start))
+    different = list({pair.prompt: pair for pair in held_out.pairs}.values())[: prompts or None]
+    return Ground(start, tokenizer, held_out, said, different, longest_answer(None, 64, start.config.n_positions), plan)
 
 
 def rows_of(flags: Flags, start: GPT) -> list[Row]:

@@ -19,7 +19,7 @@ def table(found: dict[str, dict[str, float]]) -> list[str]:
             *(f"{one[name]:.2f}" if name == "length" else f"{one[name]:.3f}" for name in names),
             f"{one['accuracy']:.3f}",
             f"{one['kl']:.2f} ± {one['kl standard error']:.2f}",
-            f"{one['chosen']:+.2f}".replace("-", "\N{MINUS SIGN}"),
+            f"{round(one['chosen'], 2) + 0.0:+.2f}".replace("-", "\N{MINUS SIGN}"),
         ])  # fmt: skip
     return [f"| {' | '.join(row)} |" for row in cells]
 

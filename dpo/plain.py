@@ -13,10 +13,10 @@ beta says how much a change of log-probability counts. A higher beta reaches a s
 policy stays closer to the reference; with a lower beta it may go further away.
 
 Nothing here is clever: four padded forward passes a step, two of the policy and two of the reference. dpo/rows.py and
-dpo/losses.py compute the same thing faster, and the tests hold them to this file. Two things differ there:
+dpo/losses compute the same thing faster, and the tests hold them to this file. Two things differ there:
 
-- `compute_logprobs` takes the mean over an answer's tokens. The paper, and `dpo` in dpo/losses.py, take the sum, the
-  log-probability of the whole answer. The mean is a loss of its own, `dpo_norm` in dpo/losses.py: beta = 0.1 on means
+- `compute_logprobs` takes the mean over an answer's tokens. The paper, and `dpo` in dpo/losses, take the sum, the
+  log-probability of the whole answer. The mean is a loss of its own, `dpo_norm` in dpo/losses: beta = 0.1 on means
   of 20 tokens is like 0.1 / 20 = 0.005 on sums.
 - The rewards returned here are without beta. The metrics that the trainer writes have it, as the paper's equation 5 does.
 

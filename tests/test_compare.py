@@ -1,4 +1,4 @@
-"""dpo/compare.py and dpo/kl.py: the divergence computed in other ways, the table from real runs, and the one in docs/losses.md."""
+"""dpo/compare.py and dpo/kl.py: the divergence computed in other ways, the table from real runs, and the one in the docs."""
 
 import json
 import signal
