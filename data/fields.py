@@ -8,7 +8,7 @@ from typing import Any
 from gpt.command import UserError
 from gpt.untrusted import printing, shown
 
-TEXTS = ("prompt", "instruction", "input", "output", "chosen", "rejected", "family", "group")
+TEXTS = ("prompt", "instruction", "input", "output", "chosen", "rejected", "family", "group", "format")
 LISTS = ("conversations", "messages", "completions", "responses", "generations", "scores", "ratings", "history")
 FIELDS = (*TEXTS, *LISTS, "system", "margin", "score_chosen", "score_rejected")  # all that a row may mean something by
 SHOWN = 10  # of the fields of a row, in a message

@@ -1,4 +1,8 @@
-"""So many rows of a file, or of several in given proportions, drawn by lot: the same ones on every machine."""
+"""So many rows of a file, or of several in given proportions, drawn by lot: the same ones on every machine.
+
+Rows are taken whatever they are, pairs or not, and none is left out, also one of which training makes no pair: what is asked
+for is a number of rows. Only files in different formats (data/formats.py) are not mixed: no reader takes such a file.
+"""
 
 import math
 from collections.abc import Iterator
@@ -6,19 +10,22 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import combinations
 from random import Random
+from shlex import quote
 from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from data.carry import are_one, check_files, chosen_rows, number_of, report, rows, where_to, written
+from data.carry import are_one, check_files, chosen_rows, report, rows, where_to, written
+from data.formats import fitting, signed
 from data.reading import Row
+from data.tally import number_of
 from gpt.command import UserError, argument, check_range, flag
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Write some rows of a file, each as likely as any other, in the order of the file."""
+    """Write some rows of a file, pairs or not, each as likely as any other, in the order of the file."""
 
     file: str = argument("JSON or JSONL file")
     out: str = flag(help="JSONL file to write; - for none, to see the report only")
@@ -28,7 +35,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class Mix:
-    """Write rows of several files in given proportions, in random order; none twice, unless --count asks for more."""
+    """Write rows of several files of one format in given proportions, in random order.
+
+    No row is written twice, unless --count asks for more than there are.
+    """
 
     sources: list = argument("FILE:WEIGHT ..., such as helpful.jsonl:0.7 harmless.jsonl:0.3", nargs="+")
     out: str = flag(help="JSONL file to write; - for none, to see the report only")
@@ -48,7 +58,7 @@ class Source(NamedTuple):
 def sample(flags: Sample) -> None:
     check_range(flags, ("count",), 1)
     check_files(flags.out, flags.file)
-    total = _count(flags.file)
+    total, _ = _count(flags.file)
     wanted = drawn(total, min(flags.count, total), Random(flags.seed))
     with written(flags.out) as write:
         for row in chosen_rows(flags.file, wanted > 0, "writing"):
@@ -65,7 +75,9 @@ def mix(flags: Mix) -> None:
     for one, other in combinations(named, 2):
         if are_one(one, other):
             raise UserError(f"{other} is {one}; name each file once")
-    sources = [Source(path, share, _count(path)) for path, share in named.items()]
+    counted = {path: _count(path) for path in named}
+    _check_formats({path: formats for path, (_, formats) in counted.items()})
+    sources = [Source(path, share, counted[path][0]) for path, share in named.items()]
     total = flags.count or min(math.floor(source.rows / source.share) for source in sources)
     shares = apportioned(total, [source.share for source in sources])
     rng = Random(flags.seed)
@@ -146,12 +158,36 @@ def _repeated(path: str, times: np.ndarray) -> Iterator[Row]:
         yield from chosen_rows(path, times > reading)
 
 
-def _count(path: str) -> int:
-    """How many rows a file has. Raises UserError where it has none."""
-    count = sum(1 for _ in rows(path, "reading"))
+def _count(path: str) -> tuple[int, list[str]]:
+    """(how many rows a file has, the formats that its first row could have). Raises UserError where it has none.
+
+    The first row stands for all, as it does when the file is read for its pairs.
+    """
+    count, formats = 0, []
+    for count, row in enumerate(rows(path, "reading"), 1):
+        if count == 1:
+            formats = fitting(row.value) or fitting({"chosen": "", **row.value})  # prompts alone are of a format too
     if not count:
         raise UserError(f"{path} has no rows")
-    return count
+    return count, formats
+
+
+def _check_formats(found: dict[str, list[str]]) -> None:
+    """Raises UserError where files have different formats, for no reader would take the mixture."""
+    (first, one), *others = found.items()
+    other, two = next(((path, formats) for path, formats in others if formats != one), ("", []))
+    if not other:
+        return
+    is_what = (
+        f"{path} is {' or '.join(map(signed, formats))}" for path, formats in ((first, one), (other, two)) if formats
+    )
+    if one and two:
+        told = ", ".join(is_what)
+        new = f"python data/build.py convert {quote(other)} --out NEW"
+        raise UserError(
+            f"{told}, and no reader takes a file in two formats; make pairs of each first ({new}), and mix those"
+        )
+    raise UserError(f"{next(is_what)}, and {other if one else first} has no pairs; no reader takes a file of both")
 
 
 def _taken(source: Source, times: np.ndarray) -> str:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
+from shlex import quote
 from typing import Any, BinaryIO, NamedTuple
 
 from gpt.command import UserError
@@ -43,9 +44,16 @@ def stream_rows(path: Path, block: int = BLOCK) -> Iterator[Row]:
     """
     with opened(path) as file:
         if packed := packing(file):
-            out = path.with_name(path.name.split(".")[0] + ".jsonl")
-            raise UserError(f"{path} is {packed}; unpack it first: python data/build.py convert {path} --out {out}")
+            raise UserError(f"{path} is {packed}; unpack it first: {_unpacking(path)}")
         yield from rows_in(path, file, block)
+
+
+def _unpacking(path: Path) -> str:
+    """The command that makes a file to read of one that is packed, in no other's place."""
+    name = path.name.split(".")[0] or "pairs"
+    while (out := path.with_name(f"{name}.jsonl")).exists():
+        name += "-unpacked"
+    return f"python data/build.py convert {quote(str(path))} --out {quote(str(out))}"
 
 
 def rows_in(path: Path, file: BinaryIO, block: int = BLOCK) -> Iterator[Row]:
@@ -70,7 +78,11 @@ def opened(path: Path) -> Iterator[BufferedReader]:
         with open(path, "rb") as file:
             yield file
     except FileNotFoundError:
-        hint = f"; fetch it first: python data/build.py convert '{path}' --out pairs.jsonl" if is_hub(path) else ""
+        hint = (
+            f"; fetch it first: python data/build.py convert {quote(str(path))} --out pairs.jsonl"
+            if is_hub(path)
+            else ""
+        )
         raise UserError(f"{path} does not exist{hint}") from None
     except OSError as error:
         why = "it is a folder; name a file of pairs" if path.is_dir() else error.strerror

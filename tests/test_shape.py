@@ -64,8 +64,12 @@ BAD = [
     ),
     ("written over a source", "mix in.jsonl:1 --out in.jsonl", "which is read"),
     ("split over what is read", "split halves/train.jsonl --out halves", "which is read"),
-    ("empty file", "dedupe empty.jsonl --out new", "empty.jsonl has no rows"),
-    ("empty file to split", "split empty.jsonl --out new", "empty.jsonl has no rows"),
+    ("empty file", "dedupe empty.jsonl --out new", "the file has no rows"),
+    (
+        "empty file to split",
+        "split empty.jsonl --out new",
+        "empty.jsonl: no pair is left to learn from: the file has no rows",
+    ),
     ("empty file to mix", "mix in.jsonl:1 empty.jsonl:1 --out new", "empty.jsonl has no rows"),
     ("empty file to sample", "sample empty.jsonl --count 3 --out new", "empty.jsonl has no rows"),
     ("empty test", "decontaminate in.jsonl --against empty.jsonl --out new", "empty.jsonl: there is no text"),
@@ -89,7 +93,7 @@ BAD = [
     ("no count", "sample in.jsonl --count 0 --out new", "--count is 0"),
     ("no way to compare", "dedupe in.jsonl --by answer --out new", "--by"),
     ("too short", "decontaminate in.jsonl --against other.jsonl --ngram -1 --out new", "--ngram is -1"),
-    ("too common", "decontaminate in.jsonl --against other.jsonl --common 99 --out new", "--common is 99"),
+    ("common to none", "decontaminate in.jsonl --against other.jsonl --common 0 --out new", "--common is 0"),
     ("no test", "decontaminate in.jsonl --out new", "--against"),
     ("a pipe", "dedupe pipe --out new", "pipe is no regular file"),
 ]
