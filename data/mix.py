@@ -76,7 +76,7 @@ def mix(flags: Mix) -> None:
         if are_one(one, other):
             raise UserError(f"{other} is {one}; name each file once")
     counted = {path: _count(path) for path in named}
-    _check_formats({path: formats for path, (_, formats) in counted.items()})
+    _check_formats({path: kinds for path, (_, kinds) in counted.items()})
     sources = [Source(path, share, counted[path][0]) for path, share in named.items()]
     total = flags.count or min(math.floor(source.rows / source.share) for source in sources)
     shares = apportioned(total, [source.share for source in sources])
@@ -158,36 +158,41 @@ def _repeated(path: str, times: np.ndarray) -> Iterator[Row]:
         yield from chosen_rows(path, times > reading)
 
 
-def _count(path: str) -> tuple[int, list[str]]:
-    """(how many rows a file has, the formats that its first row could have). Raises UserError where it has none.
+def _count(path: str) -> tuple[int, dict[tuple[str, ...], int]]:
+    """(how many rows a file has, where each kind of row came first: the formats that it could have -> row).
 
-    The first row stands for all, as it does when the file is read for its pairs.
+    Raises UserError where there are no rows.
     """
-    count, formats = 0, []
-    for count, row in enumerate(rows(path, "reading"), 1):
-        if count == 1:
-            formats = fitting(row.value) or fitting({"chosen": "", **row.value})  # prompts alone are of a format too
+    count, kinds = 0, {}
+    for row in rows(path, "reading"):
+        count += 1
+        formats = fitting(row.value) or fitting({"chosen": "", **row.value})  # prompts alone are of a format too
+        kinds.setdefault(tuple(formats), row.number)
     if not count:
         raise UserError(f"{path} has no rows")
-    return count, formats
+    return count, kinds
 
 
-def _check_formats(found: dict[str, list[str]]) -> None:
-    """Raises UserError where files have different formats, for no reader would take the mixture."""
-    (first, one), *others = found.items()
-    other, two = next(((path, formats) for path, formats in others if formats != one), ("", []))
-    if not other:
+def _check_formats(found: dict[str, dict[tuple[str, ...], int]]) -> None:
+    """Raises UserError where rows have different formats, for no reader would take the mixture."""
+    firsts = {}  # kind -> (file, row)
+    for path, kinds in found.items():
+        for kind, row in kinds.items():
+            firsts.setdefault(kind, (path, row))
+    if len(firsts) < 2:
         return
-    is_what = (
-        f"{path} is {' or '.join(map(signed, formats))}" for path, formats in ((first, one), (other, two)) if formats
+    both = list(firsts.items())[:2]
+    told = ", and ".join(
+        f"{path}, row {row} is {' or '.join(map(signed, kind)) or 'no pair of any format'}"
+        for kind, (path, row) in both
     )
-    if one and two:
-        told = ", ".join(is_what)
-        new = f"python data/build.py convert {quote(other)} --out NEW"
-        raise UserError(
-            f"{told}, and no reader takes a file in two formats; make pairs of each first ({new}), and mix those"
-        )
-    raise UserError(f"{next(is_what)}, and {other if one else first} has no pairs; no reader takes a file of both")
+    (_, (one, _)), (_, (other, _)) = both
+    packed = next((path for kind, (path, _) in both if kind not in ((), ("prompt",))), "")
+    if one == other or not packed:
+        out = "put each kind of row in a file of its own"
+    else:
+        out = f"make pairs first, python data/build.py convert {quote(packed)} --out NEW, and mix NEW in its place"
+    raise UserError(f"{told}; no reader takes a file of both: {out}")
 
 
 def _taken(source: Source, times: np.ndarray) -> str:

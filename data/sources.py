@@ -18,7 +18,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
-from data.reading import Row, is_hub, opened, packing, rows_in
+from data.first_bytes import packing
+from data.reading import Row, is_hub, opened, rows_in
 from gpt.command import UserError
 from gpt.untrusted import printing
 

@@ -48,7 +48,7 @@ def split(flags: Split) -> None:
         if torn := groups.torn():
             wanted = [groups.rows[i] for i in torn]
             found = {pair.row: pair for _, pair in pairs(flags.file, "", {}) if pair and pair.row in wanted}
-            raise two_groups(*map(found.__getitem__, wanted))
+            raise UserError(f"{flags.file}: {two_groups(*map(found.__getitem__, wanted))}")
         held = np.asarray(sides, bool)
         if held.all() or not held.any():
             raise UserError(_one_sided(flags, groups, held))

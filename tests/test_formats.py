@@ -271,16 +271,30 @@ def test_any_row_is_a_pair_or_no_pair_or_one_line_that_names_it(row, format):
         assert pair.margin is None or isinstance(pair.margin, float)
 
 
-@given(st.lists(rows | st.sampled_from(list(ROWS.values())), min_size=1, max_size=4))
-def test_any_file_of_rows_is_pairs_or_one_line_that_names_file_and_row(tmp_path_factory, several):
+arbitrary = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=3), max_leaves=8
+)
+
+
+@given(st.lists(rows | arbitrary | st.sampled_from(list(ROWS.values())), min_size=1, max_size=4))
+def test_any_file_of_rows_is_pairs_or_one_line_that_names_file_and_the_first_bad_row(tmp_path_factory, several):
     file: Path = tmp_path_factory.getbasetemp() / "any.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in several))
-    try:
-        pairs = read_pairs(file)
-    except UserError as error:
-        assert str(file) in str(error) and re.search("row |line |no rows", str(error))
-    else:
-        assert pairs
+
+    def read(rows: list) -> str:
+        """What is said of a file of these rows, "" where it has pairs."""
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        try:
+            return "" if read_pairs(file) else "none"
+        except UserError as error:
+            assert str(file) in str(error) and len(str(error).splitlines()) == 1
+            return str(error)
+
+    said = read(several)
+    if said and "no pair is left" not in said:
+        bad = int(re.search(r"any.jsonl, (?:row|line) (\d+)", said)[1])
+        before = read(several[: bad - 1])
+        assert not before or "no pair is left" in before
+        assert read(several[:bad]) == said
 
 
 def test_scores_further_apart_than_a_margin_may_be_are_refused_here_and_not_only_when_read_again():

@@ -127,16 +127,17 @@ TEXT = {"prompt": "p", "chosen": "a", "rejected": "b"}
 @pytest.mark.parametrize(
     "one, other, expected",
     [
+        (CHAT, TEXT, "my a.jsonl, row 1 is 'chat' (messages with role and content), and b.jsonl, row 1 is 'prompt' ("),
+        (CHAT, TEXT, "make pairs first, python data/build.py convert 'my a.jsonl' --out NEW, and mix NEW in its place"),
+        (TEXT, CHAT, "make pairs first, python data/build.py convert b.jsonl --out NEW, and mix NEW in its place"),
+        (TEXT, {"instruction": "i", "chosen": "a", "rejected": "b"}, "b.jsonl, row 1 is 'instruction'"),
         (
-            CHAT,
             TEXT,
-            "my a.jsonl is 'chat' (messages with role and content), b.jsonl is 'prompt' ('prompt' and 'chosen'",
+            {"n": 1},
+            "b.jsonl, row 1 is no pair of any format; no reader takes a file of both: put each kind of row in",
         ),
-        (TEXT, CHAT, "convert b.jsonl --out NEW), and mix those"),
-        (TEXT, {"instruction": "i", "chosen": "a", "rejected": "b"}, "b.jsonl is 'instruction'"),
-        (TEXT, {"n": 1}, "my a.jsonl is 'prompt' ('prompt' and 'chosen' are text), and b.jsonl has no pairs"),
-        ({"n": 1}, TEXT, "b.jsonl is 'prompt' ('prompt' and 'chosen' are text), and my a.jsonl has no pairs"),
-        (TEXT, {"prompt": CHAT["prompt"]}, "b.jsonl is 'chat'"),
+        ({"n": 1}, TEXT, "my a.jsonl, row 1 is no pair of any format, and b.jsonl, row 1 is 'prompt'"),
+        (TEXT, {"prompt": CHAT["prompt"]}, "b.jsonl, row 1 is 'chat'"),
     ],
 )
 def test_files_of_two_formats_are_refused_before_anything_is_written(tmp_path, one, other, expected):
@@ -144,8 +145,17 @@ def test_files_of_two_formats_are_refused_before_anything_is_written(tmp_path, o
     write(tmp_path / "b.jsonl", [other] * 3)
     with pytest.raises(UserError) as caught:
         shape(tmp_path, "mix", "my a.jsonl:1", "b.jsonl:1", "--out", "out.jsonl")
-    assert expected in str(caught.value) and "no reader takes a file" in str(caught.value)
+    assert expected in str(caught.value) and "no reader takes a file of both" in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1 and len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_row_of_another_format_is_found_wherever_it_stands(tmp_path):
+    write(tmp_path / "a.jsonl", [TEXT] * 3)
+    write(tmp_path / "b.jsonl", [TEXT, TEXT, CHAT])
+    for words in (["a.jsonl:1", "b.jsonl:1"], ["b.jsonl:1"]):
+        with pytest.raises(UserError, match="b.jsonl, row 3 is 'chat' .* no reader takes a file of both: "):
+            shape(tmp_path, "mix", *words, "--out", "out.jsonl")
+    shape(tmp_path, "sample", "b.jsonl", "--count", 3, "--out", "out.jsonl")
 
 
 def test_what_the_refusal_of_two_formats_says_makes_one_file_of_them(tmp_path, monkeypatch):
@@ -154,7 +164,7 @@ def test_what_the_refusal_of_two_formats_says_makes_one_file_of_them(tmp_path, m
     write(tmp_path / "b b.jsonl", [CHAT] * 3)
     with pytest.raises(UserError) as caught:
         shape(tmp_path, "mix", "a.jsonl:1", "b b.jsonl:1", "--out", "out.jsonl")
-    words = shlex.split(re.search(r"\((python data/build.py convert .*)\)", str(caught.value))[1])[3:]
+    words = shlex.split(re.search(r"(python data/build.py convert .*), and", str(caught.value))[1])[3:]
     convert(parse(Convert, words))
     shape(tmp_path, "mix", "a.jsonl:1", "NEW:1", "--out", "out.jsonl")
     assert len(read_pairs("out.jsonl")) == 6

@@ -68,7 +68,9 @@ def test_a_group_stays_on_one_side_and_a_prompt_of_two_groups_is_refused(tmp_pat
     train, held = ({row["group"] for row in half} for half in halves(tmp_path))
     assert train and held and not train & held and len(train | held) == 7
     write(tmp_path / "torn.jsonl", [row | {"prompt": "p", "group": "one"}, row | {"prompt": "p", "group": "two"}])
-    with pytest.raises(UserError, match="rows 1 and 2 have one prompt and two groups"):
+    with pytest.raises(
+        UserError, match="torn.jsonl: rows 1 and 2 have one prompt and two groups .* give a prompt one group"
+    ):
         shape(tmp_path, "split", "torn.jsonl", "--out", "torn")
     assert not list((tmp_path / "torn").iterdir())
 
