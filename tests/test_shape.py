@@ -138,11 +138,25 @@ def test_a_refusal_is_one_line_on_stderr_and_code_2(folder):
     assert done.stdout == "" and len(done.stderr.splitlines()) == 1 and done.stderr.startswith("error: 'in.jsonl:some'")
 
 
+DASH = {
+    "split": ["in.jsonl", "--held-out", 0.5],
+    "dedupe": ["in.jsonl"],
+    "decontaminate": ["in.jsonl", "--against", "other.jsonl"],
+    "mix": ["in.jsonl:1"],
+    "sample": ["in.jsonl", "--count", 1],
+}
+
+
 @pytest.mark.parametrize("name", SHAPE)
-def test_help_shows_the_flags(name, capsys):
+def test_out_dash_shows_the_report_and_writes_nothing_as_help_says(folder, name, capsys):
     with pytest.raises(SystemExit):
         parse(SHAPE[name][1], ["--help"], "build.py")
-    assert "--out" in capsys.readouterr().out
+    assert "- for none, to see the report only" in " ".join(capsys.readouterr().out.split())
+    write(folder / "-", [{"a": 1}])  # a file of that name stays as it is
+    before = {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+    said = shape(folder, name, *DASH[name], "--out", "-")
+    assert said.count("nowhere (--out -)") == (2 if name == "split" else 1)
+    assert {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")} == before
 
 
 PEAK = """
