@@ -32,6 +32,8 @@ class Split:
 
 def split(flags: Split) -> None:
     check_range(flags, ("held_out",), 0, most=1)
+    if Path(flags.out).is_file() and flags.out != "-":
+        raise UserError(f"--out {flags.out} is a file; two are written, so name a folder")
     names = ("train.jsonl", "held-out.jsonl")
     files = ["-", "-"] if flags.out == "-" else [Path(flags.out) / name for name in names]
     for file in files:

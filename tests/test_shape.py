@@ -54,7 +54,7 @@ BAD = [
     ("no out", "dedupe in.jsonl", "--out"),
     ("no fraction", "split in.jsonl --out new --held-out 2", "--held-out is 2.0"),
     ("all on one side", "split in.jsonl --out new --held-out 0", "all 3 rows (3 prompts) would be kept to train on"),
-    ("out is a file", "split in.jsonl --out in.jsonl", "in.jsonl"),
+    ("out is a file", "split in.jsonl --out in.jsonl", "--out in.jsonl is a file; two are written, so name a folder"),
     ("out is a folder", "dedupe in.jsonl --out folder", "folder is a folder"),
     ("written over what is read", "dedupe in.jsonl --out ./in.jsonl", "--out ./in.jsonl is in.jsonl, which is read"),
     (
