@@ -8,6 +8,7 @@ from itertools import islice
 from tqdm import tqdm
 
 from data.carry import check_apart
+from data.dialogues import are_dialogues
 from data.formats import FORMATS, OneFormat, fitting
 from data.pairs import Pair, checked, write_rows
 from data.rules import TINY
@@ -123,7 +124,8 @@ def row_of(pair: Pair) -> dict:
     row = {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected}
     row |= {"margin": pair.margin, "family": pair.family, "group": pair.group, "output": pair.output}
     row = {name: value for name, value in row.items() if value is not None}
-    return row if fitting(row) == ["prompt"] else row | {"format": "prompt"}
+    is_doubtful = are_dialogues(pair.chosen) and fitting(row) != ["prompt"]
+    return row | {"format": "prompt"} if is_doubtful else row
 
 
 def report(found: Found, flags: Convert) -> str:
