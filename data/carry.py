@@ -2,6 +2,11 @@
 
 A number stays the number that it was; what may change is how it is written (1.10 becomes 1.1), as is the white space. A file
 is read once or twice, row by row; what is kept of a row meanwhile is a few numbers.
+
+There are two kinds of commands. `sample` and `mix` read rows, whatever they are, and keep them all. `split`, `dedupe` and
+`decontaminate` read pairs, and what `check` and the training of preferences leave out (an empty answer, two equal answers,
+scores that are all the same), they leave out too and name its rows. So all of them count the same pairs, and of what they
+write nothing is left out again; a row without a pair has no answers to be compared, and no side of a split.
 """
 
 import json
@@ -14,28 +19,34 @@ import numpy as np
 from tqdm import tqdm
 
 from data.formats import OneFormat
-from data.pairs import Pair, pair_of
-from data.ratings import NoPair
+from data.pairs import Pair, checked, nothing_left
 from data.reading import Row, stream_rows
+from data.tally import Tally, summary
 from gpt.command import UserError
 from gpt.files import whole
 from gpt.untrusted import shown
 
-LISTED = 5  # rows in a report
-
 
 def are_one(name: str | Path, other: str | Path) -> bool:
-    """Whether two names are of one file, which is there."""
-    return os.path.exists(name) and os.path.exists(other) and os.path.samefile(name, other)
+    """Whether two names are of one file, which need not be there yet."""
+    if os.path.exists(name) and os.path.exists(other):
+        return os.path.samefile(name, other)
+    return os.path.realpath(name) == os.path.realpath(other)
 
 
-def check_files(out: str | Path, *sources: str) -> None:
+def check_apart(out: str | Path, *others: str | Path, flag: str = "--out", used: str = "is read") -> None:
+    """Raises UserError where the file to write, which `flag` names, is another one that `used` is said of."""
+    for other in others:
+        if str(out) != "-" and are_one(out, other):
+            raise UserError(f"{flag} {out} is {other}, which {used}; name another file")
+
+
+def check_files(out: str | Path, *sources: str | Path) -> None:
     """Raises UserError where the file to write is one of those that are read, and for one that can be read once only."""
     for source in sources:
         if os.path.exists(source) and not os.path.isfile(source) and not os.path.isdir(source):
             raise UserError(f"{source} is no regular file, and is read more than once; save it to one")
-        if are_one(out, source):
-            raise UserError(f"--out {out} is {source}, which is read; name another file")
+    check_apart(out, *sources)
 
 
 def rows(path: str | Path, doing: str = "") -> Iterator[Row]:
@@ -53,16 +64,20 @@ def rows(path: str | Path, doing: str = "") -> Iterator[Row]:
             bar.update(row.start + row.size - bar.n)
 
 
-def pairs(path: str | Path, doing: str = "") -> Iterator[tuple[Row, Pair]]:
-    """The rows of a file, each with the pair that it holds. Raises UserError, naming row and field, where one holds none."""
-    format = OneFormat()
-    for row in rows(path, doing):
-        where = f"{path}, row {row.number}"
-        try:
-            pair = pair_of(row.value, row.number, where, format)
-        except NoPair as none:
-            raise UserError(f"{where}: {none}; python data/build.py convert leaves such rows out") from None
+def pairs(path: str | Path, doing: str, dropped: dict[str, Tally]) -> Iterator[tuple[Row, Pair | None]]:
+    """The rows of a file, each with the pair that it holds; None where nothing can be learned from it, which goes into
+    `dropped`: why -> the rows.
+
+    Raises UserError, naming row and field, for what cannot be read, and at the end where no pair was left.
+    """
+    left = 0
+    for row, pair, why in checked(rows(path, doing), str(path), None, OneFormat()):
+        if why:
+            dropped.setdefault(why, Tally()).add(row.number)
+        left += not why
         yield row, pair
+    if not left:
+        raise nothing_left(path, dropped)
 
 
 def chosen_rows(path: str | Path, wanted: np.ndarray, doing: str = "") -> Iterator[Row]:
@@ -101,31 +116,14 @@ def line_of(row: dict, where: str) -> bytes:
         raise UserError(f"{where}: nested too deep to be written") from None
 
 
-class Tally:
-    """How many rows something was found in, and the first few of them: 'rows 3, 7, 9' or 'rows 3, 7, 9, 12, 15, ...'"""
-
-    def __init__(self):
-        self.count, self.rows = 0, []
-
-    def add(self, row: int | str) -> None:
-        """One more."""
-        self.count += 1
-        if self.count <= LISTED:
-            self.rows.append(row)
-
-    def __str__(self) -> str:
-        more = ", ..." if self.count > LISTED else ""
-        return f"row{'s' * (self.count > 1)} {', '.join(map(str, self.rows))}{more}"
-
-
-def number_of(count: int, what: str = "row") -> str:
-    """1 -> '1 row', 2000 -> '2,000 rows'"""
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
-
-
 def report(lines: Iterable[tuple[str, str]]) -> None:
     """Print what was done: names, and what is to be said of each."""
     print("\n".join(f"{name:16}{text}" for name, text in lines))
+
+
+def left_out(dropped: dict[str, Tally]) -> list[tuple[str, str]]:
+    """The line of a report on the rows that were no pairs, if there were any."""
+    return [("dropped", f"{summary(dropped)}; training leaves them out as well")] if dropped else []
 
 
 def where_to(out: str | Path) -> str:

@@ -1,7 +1,7 @@
 """What is counted of pairs as they pass by once: some 80 bytes are kept of each, never its text.
 
     prompts 8  chosen 8  rejected 8         hashes of the texts, to find what is there twice or the other way round
-    near_prompts 8  near 8                  hashes of prompt and of whole pair, without case and white space
+    near_prompts 8  near 8                  hashes of prompt and of whole pair, as data/normal.py has them
     sides 8  rows 8  groups 8               of the split; where the pair stood; its group
     margins 4  lengths 12                   the field of that name; tokens of prompt, chosen and rejected
 
@@ -17,29 +17,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.characters import CONTROL, INVISIBLE, TURN, is_word, normal, script, special_tokens
+from data.characters import CONTROL, INVISIBLE, TURN, is_word, script, special_tokens
 from data.features import MOST, Sample, Separability, look, separability
+from data.normal import NEARLY, normalized, normalized_prompt
 from data.pairs import Pair
 from data.sides import Groups, firsts, text_hash
+from data.tally import Tally
 from data.turns import instruction_in
 from gpt.tokenizer import Tokenizer
 
-LISTED = 100  # rows that are kept of each thing that was noted
+KEPT = 100  # rows that are kept of each thing that was noted
 NAMES = 200  # different families, or special tokens, that are told apart
 NO_MARGIN = float("nan")
-
-
-class Noted:
-    """How often something was seen, and in which rows first."""
-
-    def __init__(self):
-        self.count, self.rows = 0, []
-
-    def add(self, row: int) -> None:
-        """Note it once more."""
-        self.count += 1
-        if self.count <= LISTED:
-            self.rows.append(row)
 
 
 class Oddity(NamedTuple):
@@ -55,9 +44,7 @@ ODDITIES = {
     "short chosen": Oddity("a chosen answer of one word", 0.05, "is there enough to learn from?"),
     "short rejected": Oddity("a rejected answer of one word", 0.05, "is there enough to learn from?"),
     "prefix": Oddity("an answer that the other one begins with", 0.01, "is the shorter one cut off?"),
-    "alike": Oddity(
-        "answers that differ in white space or case alone", 0, "nothing else is learned from them; is it meant?"
-    ),
+    "alike": Oddity(f"answers that are equal but for {NEARLY}", 0, "nothing else is learned from them; is it meant?"),
     "prompt repeated": Oddity(
         "an answer with the whole prompt in it",
         0.01,
@@ -92,7 +79,7 @@ class Census:
         self.chosen, self.rejected, self.near_prompts, self.near, self.sides = (array("Q") for _ in range(5))
         self.margins, self._lengths = array("f"), array("i")
         self.sample = Sample(sample or MOST)
-        self.noted = {name: Noted() for name in ODDITIES}
+        self.noted = {name: Tally(KEPT) for name in ODDITIES}
         self.scripts, self.families, self.special = Counter(), Counter(), Counter()
         self.plain = Counter()  # which answer is the row's output
 
@@ -106,7 +93,7 @@ class Census:
         self.rejected.append(rejected)
         self.sides.append(text_hash(pair.group) if pair.group else prompt)
         self.margins.append(NO_MARGIN if pair.margin is None else pair.margin)
-        nearly = [normal(text) for text in pair[: 3 - one]]
+        nearly = [normalized_prompt(pair.prompt), *map(normalized, pair[1 : 3 - one])]
         self.near_prompts.append(text_hash(nearly[0]))
         self.near.append(text_hash("\0".join(nearly)))
         for name in oddities(pair, alike=nearly[1:2] == nearly[2:]):
@@ -170,7 +157,7 @@ class Census:
 
 
 def oddities(pair: Pair, alike: bool) -> Iterator[str]:
-    """The names, among ODDITIES, of what is odd about one pair. alike: its answers are, but for case and white space."""
+    """The names, among ODDITIES, of what is odd about one pair. alike: its answers are nearly equal, as data/normal.py has it."""
     prompt, chosen, rejected = pair[:3]
     answers = (chosen,) if rejected is None else (chosen, rejected)
     whole = "\n".join((prompt, *answers))

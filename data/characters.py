@@ -66,8 +66,3 @@ def special_tokens(text: str) -> list[str]:
 def is_word(text: str) -> bool:
     """Whether a text is one word, where its script tells words apart."""
     return len(text.split(maxsplit=1)) == 1 and script(text) not in UNSPACED
-
-
-def normal(text: str) -> str:
-    """The text without what two near copies differ in: case, and how much white space of which kind."""
-    return " ".join(text.split()).casefold()

@@ -1,7 +1,7 @@
 """The report on a file of pairs that one wants before spending GPU hours: `python data/build.py check FILE`.
 
-    duplicates      3 whole pairs, 1 more but for white space and case
-                  ! rows 40, 51, 77, 90: they count twice in training; keep one of each
+    duplicates      3 whole pairs, 1 more but for case, white space and punctuation
+                  ! rows 40, 51, 77, 90: what was there before counts twice; keep one of each
 
 One line a question. What asks for a decision is marked with "!", with the rows; a good file gives a calm report. The file
 is read once, in bounded memory (data/census.py).
@@ -16,6 +16,7 @@ from textwrap import fill
 
 from tqdm import tqdm
 
+from data.carry import check_apart
 from data.census import Census
 from data.findings import Line, findings
 from data.pairs import Pair, nothing_left, stream_pairs
@@ -46,7 +47,11 @@ def check(flags: Check) -> None:
     check_range(flags, ("held_out",), 0, most=1)
     check_range(flags, ("max_length",), 1)
     check_range(flags, ("sample",), 0)
-    _check_apart(flags)
+    for name in ("json", "picture"):
+        if path := getattr(flags, name):
+            check_apart(path, flags.file, flag=f"--{name}")
+    if flags.json and flags.picture:
+        check_apart(flags.picture, flags.json, flag="--picture", used="--json writes")
     draw = _drawing(flags.picture)
     tokenizer = Tokenizer.gpt2() if flags.model == "gpt2" else Tokenizer.load(flags.model or TINY)
     folders = (Path(flags.model or TINY), Path(flags.model or TINY) / "model")
@@ -65,18 +70,6 @@ def check(flags: Check) -> None:
         if picture:
             picture.write(draw(census.measured()[1], max_length, Path(flags.picture).suffix[1:].lower()))
     print(as_text(lines))
-
-
-def _check_apart(flags: Check) -> None:
-    """Raises UserError where one file would take another's place."""
-    named = {
-        name: Path(path).resolve() for name, path in vars(flags).items() if name in ("file", "json", "picture") and path
-    }
-    for name in ("json", "picture"):
-        if name in named and list(named.values()).count(named[name]) > 1:
-            raise UserError(
-                f"--{name} {named[name].name} would take the place of another file; give it a name of its own"
-            )
 
 
 def _drawing(path: str) -> Callable[..., bytes] | None:

@@ -7,11 +7,13 @@ from itertools import islice
 
 from tqdm import tqdm
 
-from data.carry import are_one
-from data.formats import FORMATS, OneFormat
+from data.carry import check_apart
+from data.dialogues import are_dialogues
+from data.formats import FORMATS, OneFormat, fitting
 from data.pairs import Pair, checked, write_rows
 from data.rules import TINY
-from data.sources import Source, sources
+from data.sources import Source, files_of, sources
+from data.tally import Tally, summary
 from gpt.command import UserError, argument, check_range, flag
 from gpt.tokenizer import Tokenizer
 from gpt.untrusted import printing
@@ -20,8 +22,8 @@ from gpt.vocabulary import END_OF_TEXT
 EXAMPLES = 2
 PIECES = 24  # tokens at either end of a text that is shown; what lies between is counted
 LONG = 20_000  # characters; of a longer text only its ends are tokenized to be shown
+GOES_ON = "an answer goes on with more turns, as the dialogues part earlier"
 NAMED = 20  # fields that are named of those that say nothing of a pair
-FIRST = 5  # rows that are named of those with something to say about them
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Convert:
     """
 
     files: list = argument("what to read: files, folders of Parquet files, hub:OWNER/NAME[SPLIT]", nargs="+")
-    out: str = flag(help="JSONL file to write; - for none, to see what it would be")
+    out: str = flag(help="JSONL file to write; - for none, to see the report only")
     format: str = flag("", "read every row as this; unset: as its content says", choices=tuple(FORMATS))
     model: str = flag("", "model folder whose vocabulary the examples show; empty: the embedded one; gpt2: GPT-2's")
     limit: int = flag(0, "rows to read of each file at most; 0: all")
@@ -50,16 +52,9 @@ class Found:
     rows: int = 0
     pairs: int = 0
     margins: int = 0
-    dropped: Counter = field(default_factory=Counter)  # why -> how often
-    noted: Counter = field(default_factory=Counter)
-    first: dict[str, list[int]] = field(default_factory=dict)  # why -> the first rows
+    dropped: dict[str, Tally] = field(default_factory=dict)  # why -> rows
+    noted: dict[str, Tally] = field(default_factory=dict)
     unused: Counter = field(default_factory=Counter)  # a field that says nothing of a pair -> rows that have it
-
-    def count(self, counts: Counter, why: str, row: int) -> None:
-        """Once more, in this row."""
-        counts[why] += 1
-        if len(rows := self.first.setdefault(why, [])) < FIRST:
-            rows.append(row)
 
     def pass_over(self, row: dict, used: frozenset[str]) -> None:
         """Note the fields of a row that are not among those `used`."""
@@ -67,20 +62,10 @@ class Found:
             if row[name] is not None and (name in self.unused or len(self.unused) < NAMED):
                 self.unused[name] += 1
 
-    def told(self, counts: Counter) -> str:
-        """'an empty answer: 2 (rows 3, 7)'"""
-
-        def one(why: str) -> str:
-            rows = ", ".join(map(str, self.first[why])) + (", ..." if counts[why] > FIRST else "")
-            return f"{why}: {counts[why]:,} (row{'s' * (counts[why] > 1)} {rows})"
-
-        return "; ".join(map(one, counts))
-
 
 def convert(flags: Convert) -> None:
     check_range(flags, ("limit",), 0)
-    if any(are_one(name, flags.out) for name in flags.files):
-        raise UserError(f"--out {flags.out} is a file that is read; name another")
+    check_apart(flags.out, *(file for name in flags.files for file in files_of(name)))
     tokenizer = Tokenizer.gpt2() if flags.model == "gpt2" else Tokenizer.load(flags.model or TINY)
     found: list[Found] = []
     examples: list[Pair] = []
@@ -108,7 +93,7 @@ def _rows(flags: Convert, found: list[Found], examples: list[Pair]) -> Iterator[
                     examples.append(pair)
                 yield row_of(pair)
     if not any(one.pairs for one in found):
-        why = "; ".join(one.told(one.dropped) for one in found if one.dropped) or "there are no rows"
+        why = "; ".join(summary(one.dropped) for one in found if one.dropped) or "there are no rows"
         raise UserError(f"{', '.join(flags.files)}: no pair is left ({why})")
 
 
@@ -122,15 +107,15 @@ def _pairs(source: Source, found: Found, flags: Convert) -> Iterator[Pair]:
             found.rows, found.format, found.by = found.rows + 1, format.name, format.row
             bar.update(source.done(row) - bar.n)
             if pair is None:
-                found.count(found.dropped, why, row.number)
+                found.dropped.setdefault(why, Tally()).add(row.number)
                 continue
             found.pairs, found.margins = found.pairs + 1, found.margins + (pair.margin is not None)
             found.pass_over(row.value, FORMATS[format.name].fields)
             texts = (pair.prompt, pair.chosen, pair.rejected or "")
             if any(END_OF_TEXT in text for text in texts):
-                found.count(found.noted, f"{END_OF_TEXT} in the text, which is read as its letters", row.number)
+                found.noted.setdefault(f"{END_OF_TEXT} in the text, read as its letters", Tally()).add(row.number)
             if format.name == "hh" and any("\nHuman:" in text for text in texts[1:]):
-                found.count(found.noted, "an answer goes on with more turns, as the dialogues part earlier", row.number)
+                found.noted.setdefault(GOES_ON, Tally()).add(row.number)
             yield pair
 
 
@@ -138,7 +123,9 @@ def row_of(pair: Pair) -> dict:
     """The row that is read as this pair again."""
     row = {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected}
     row |= {"margin": pair.margin, "family": pair.family, "group": pair.group, "output": pair.output}
-    return {name: value for name, value in row.items() if value is not None}
+    row = {name: value for name, value in row.items() if value is not None}
+    is_doubtful = are_dialogues(pair.chosen) and fitting(row) != ["prompt"]
+    return row | {"format": "prompt"} if is_doubtful else row
 
 
 def report(found: Found, flags: Convert) -> str:
@@ -151,8 +138,8 @@ def report(found: Found, flags: Convert) -> str:
         "format": f"{found.format}, {sign}" if sign else "none",
         "rows": f"{found.rows:,} read, {found.pairs:,} pairs"
         + f", {found.margins:,} with a margin" * (found.margins > 0),
-        "dropped": found.told(found.dropped) or "none",
-        "noted": found.told(found.noted),
+        "dropped": summary(found.dropped) or "none",
+        "noted": summary(found.noted),
         "not used": ", ".join(f"{printing(str(name))} ({count:,})" for name, count in found.unused.most_common()),
     }
     return "\n".join(f"{name:10}{text}" for name, text in lines.items() if text)

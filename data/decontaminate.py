@@ -7,30 +7,30 @@ A row is left out if its prompt is one of theirs, or if its prompt or an answer 
 theirs: the rule for GPT-3's training set (Brown et al. 2020, appendix C), which also passes over such runs as are found in
 more than 10 documents, since most of those are common phrases. Here more than 10 prompts, so that the many pairs of one
 prompt hide nothing. Words are those of data/normal.py; the Alpaca template, which every instruction row has, does not count.
+Rows of which training makes no pair are left out as well (data/carry.py).
 
-Of the other files 16 bytes are kept for each run of words and 8 for each text, of the file itself 9 for each row. They are
-hashes of 64 bits: that any of n runs is taken for one of the m of other words there has a chance of n m / 2^64, one in
-18,000 for a hundred million words against ten million.
+Of the other files 9 bytes are kept for each run of words and 8 for each text, of the file itself 10 for each row, and 16 for
+each prompt that a run of theirs was met in, up to one more than are passed over. They are hashes of 64 bits: that any of n
+runs is taken for one of the m of other words there has a chance of n m / 2^64, one in 18,000 for a hundred million words
+against ten million.
 """
 
 from array import array
 from dataclasses import dataclass
-from random import Random
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.carry import Tally, check_files, chosen_rows, number_of, pairs, report, rows, where_to, written
-from data.normal import normalized
+from data.carry import check_files, chosen_rows, left_out, pairs, report, rows, where_to, written
+from data.ngrams import Met, Runs, places
+from data.normal import normalized, normalized_prompt
 from data.pairs import Pair, pair_of
 from data.ratings import NoPair
 from data.reading import Row
 from data.sides import text_hash
-from data.turns import instruction_in
+from data.tally import Tally, number_of
 from gpt.command import UserError, argument, check_range, flag
 from gpt.untrusted import shown
-
-BUCKETS = 64  # that prompts are told apart by, a bit each
 
 
 @dataclass(frozen=True)
@@ -55,24 +55,25 @@ class Others(NamedTuple):
 
 def decontaminate(flags: Decontaminate) -> None:
     check_range(flags, ("ngram",), 0, most=1000)
-    check_range(flags, ("common",), 1, most=BUCKETS // 2)
+    check_range(flags, ("common",), 1)
     check_files(flags.out, flags.file, *flags.against)
     hashed = Runs(flags.ngram)
     others = learned(flags.against, hashed)
-    prompts, marked, met = array("Q"), array("B"), np.zeros(len(others.runs), np.uint64)
-    for _, pair in pairs(flags.file, "reading"):
-        prompts.append(key_of(normalized(bare(pair.prompt))))
-        at = places(others.runs, hashed.of_all(texts_of(pair)))
-        met[at[at >= 0]] |= np.uint64(1 << prompts[-1] % BUCKETS)
-        marked.append(bool((at >= 0).any()))
-    if not prompts:
-        raise UserError(f"{flags.file} has no rows")
-    is_common = bits(met) > flags.common
+    prompts, marked, are_pairs, dropped = array("Q"), array("B"), array("B"), {}
+    met = Met(len(others.runs), flags.common)
+    for _, pair in pairs(flags.file, "reading", dropped):
+        are_pairs.append(pair is not None)
+        if pair:
+            texts = texts_of(pair)
+            prompts.append(key_of(texts[0]))
+            at = places(others.runs, hashed.of_all(texts))
+            marked.append(met.add(at[at >= 0], prompts[-1]))
+    is_common, telling = met.common_runs(), met.telling_runs()
     by_prompt = np.isin(np.asarray(prompts), others.prompts)
 
     same, sharing, example = Tally(), Tally(), ""
     with written(flags.out) as write:
-        for i, row in enumerate(chosen_rows(flags.file, np.ones(len(prompts)), "writing")):
+        for i, row in enumerate(chosen_rows(flags.file, np.asarray(are_pairs), "writing")):
             where = f"{flags.file}, row {row.number}"
             texts = texts_of(pair_of(row.value, row.number, where)) if marked[i] and not by_prompt[i] else []
             if by_prompt[i]:
@@ -87,7 +88,8 @@ def decontaminate(flags: Decontaminate) -> None:
             raise UserError(f"{flags.file}: no row is left, each has a prompt or words of {', '.join(flags.against)}")
 
     lines = [
-        ("read", f"{number_of(len(prompts))} from {flags.file}"),
+        ("read", f"{number_of(len(are_pairs))} from {flags.file}"),
+        *left_out(dropped),
         ("same prompt", f"{number_of(same.count)} left out" + (f": {same}" if same.count else "")),
     ]
     if flags.ngram:
@@ -97,32 +99,10 @@ def decontaminate(flags: Decontaminate) -> None:
         text = f"{number_of(int(is_common.sum()), 'run')} of {flags.ngram} words passed over"
         lines.append(("common", f"{text}: they stand in rows of more than {flags.common} prompts"))
     for path in flags.against:
-        count, total, strange = found(path, hashed, others.runs, (met > 0) & ~is_common, np.unique(np.asarray(prompts)))
+        count, total, strange = found(path, hashed, others.runs, telling, np.unique(np.asarray(prompts)))
         every = "; they are no pairs, every text in them counts" if strange else ""
         lines.append(("found", f"{count:,} of {number_of(total)} ({count / total:.1%}) of {path}{every}"))
     report([*lines, ("written", f"{number_of(left)} {where_to(flags.out)}")])
-
-
-class Runs:
-    """Hashes of all runs of `length` words in a text; with length 0 there are none."""
-
-    def __init__(self, length: int):
-        rng = Random(0)
-        self.length = length
-        self.weights = np.array([rng.getrandbits(64) | 1 for _ in range(length)], np.uint64)
-
-    def of(self, text: str) -> np.ndarray:
-        """(words - length + 1,) uint64, of a normalized text: the words' hashes, each times the weight of its place, summed."""
-        words = text.split()
-        if not 0 < self.length <= len(words):
-            return np.empty(0, np.uint64)
-        hashes = np.fromiter(map(hash, words), np.int64, len(words)).view(np.uint64)
-        return np.correlate(hashes, self.weights, "valid")
-
-    def of_all(self, texts: list[str]) -> np.ndarray:
-        """(n,) uint64: of several texts, one after another. No run goes from one text to the next."""
-        runs = [some for text in texts if len(some := self.of(text))]
-        return np.concatenate(runs) if len(runs) > 1 else runs[0] if runs else np.empty(0, np.uint64)
 
 
 def key_of(text: str) -> int:
@@ -130,29 +110,10 @@ def key_of(text: str) -> int:
     return text_hash(repr(text))
 
 
-def places(known: np.ndarray, hashes: np.ndarray) -> np.ndarray:
-    """Where each of `hashes` (n,) stands in `known` (m,), which ascends: (n,), -1 where it does not."""
-    if not len(known) or not len(hashes):
-        return np.full(len(hashes), -1)
-    at = np.minimum(np.searchsorted(known, hashes), len(known) - 1)
-    return np.where(known[at] == hashes, at, -1)
-
-
-def bits(words: np.ndarray) -> np.ndarray:
-    """How many bits of each uint64 are set, (n,). As prompts share buckets, never more than there were prompts."""
-    return sum(((words >> np.uint64(i)) & np.uint64(1)).astype(np.uint8) for i in range(BUCKETS))
-
-
-def bare(prompt: str) -> str:
-    """A prompt without the words of the template that instruction rows get: the instruction, and the input below it."""
-    task = instruction_in(prompt)
-    return prompt if task is None else task.replace("\n\n### Input:\n", "\n")
-
-
 def texts_of(pair: Pair) -> list[str]:
     """Prompt and answers, normalized."""
-    texts = (bare(pair.prompt), pair.chosen, pair.rejected, pair.output)
-    return [normalized(text) for text in texts if text is not None]
+    answers = (pair.chosen, pair.rejected, pair.output)
+    return [normalized_prompt(pair.prompt), *(normalized(text) for text in answers if text is not None)]
 
 
 def strings(value: Any) -> list[str]:
@@ -173,7 +134,7 @@ def tested(row: Row, path: str) -> tuple[list[str], list[str], bool]:
     try:  # a test need not have answers to choose from
         pair = pair_of(value, row.number, f"{path}, row {row.number}")
     except (UserError, NoPair):  # or name its fields as pairs do
-        texts = [normalized(text) for text in strings(row.value)]
+        texts = [normalized_prompt(text) for text in strings(row.value)]
         return texts, texts, False
     texts = texts_of(pair)
     return texts[:1], texts, True

@@ -1,8 +1,8 @@
 """A file without its repeats.
 
-A row is known by 64 bits of SHA-256 of what is compared; with its mirror image, where chosen and rejected have changed
-places, its prompt and its number that is 32 bytes a row. Two different rows among n have the same 64 bits with a chance of
-n² / 2^65: one in 37 million for a million rows.
+Rows of which training makes no pair are left out as well (data/carry.py). A row is known by 64 bits of SHA-256 of what is
+compared; with its mirror image, where chosen and rejected have changed places, its prompt and its number that is 33 bytes a
+row. Two different rows among n have the same 64 bits with a chance of n² / 2^65: one in 37 million for a million rows.
 """
 
 from array import array
@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.carry import Tally, check_files, chosen_rows, number_of, pairs, report, where_to, written
-from data.normal import normalized
+from data.carry import check_files, chosen_rows, left_out, pairs, report, where_to, written
+from data.normal import NEARLY, normalized, normalized_prompt
 from data.pairs import Pair
 from data.sides import firsts, text_hash
+from data.tally import Tally, number_of
 from gpt.command import UserError, argument, flag
 
 
@@ -23,7 +24,7 @@ class Dedupe:
 
     file: str = argument("JSON or JSONL file of pairs")
     out: str = flag(help="JSONL file to write; - for none, to see the report only")
-    near: bool = flag(False, "equal is also what differs in case, white space or punctuation alone (data/normal.py)")
+    near: bool = flag(False, f"equal is also what differs in {NEARLY} alone (data/normal.py)")
     by: str = flag(
         "pair", "what must be equal: prompt, chosen and rejected, or the prompt alone", choices=("pair", "prompt")
     )
@@ -37,12 +38,13 @@ class Dedupe:
 def dedupe(flags: Dedupe) -> None:
     check_files(flags.out, flags.file)
     numbers, prompts, whole_pairs, mirrored = (array("Q") for _ in range(4))
-    for row, pair in pairs(flags.file, "reading"):
-        numbers.append(row.number)
-        for column, key in zip((prompts, whole_pairs, mirrored), keys(pair, flags.near)):
-            column.append(key)
-    if not numbers:
-        raise UserError(f"{flags.file} has no rows")
+    are_pairs, dropped = array("B"), {}  # of all rows; why -> rows
+    for row, pair in pairs(flags.file, "reading", dropped):
+        are_pairs.append(pair is not None)
+        if pair:
+            numbers.append(row.number)
+            for column, key in zip((prompts, whole_pairs, mirrored), keys(pair, flags.near)):
+                column.append(key)
     first = firsts(np.asarray(whole_pairs if flags.by == "pair" else prompts))
     kept = first == np.arange(len(first))
     against = contradictory(np.asarray(whole_pairs), np.asarray(mirrored), kept)
@@ -50,8 +52,10 @@ def dedupe(flags: Dedupe) -> None:
         kept &= ~against
         if not kept.any():
             raise UserError(f"{flags.file}: no row is left, each contradicts another; see --contradictions keep")
+    wanted = np.array(are_pairs, bool)
+    wanted[wanted] = kept
     with written(flags.out) as write:
-        for row in chosen_rows(flags.file, kept, "writing"):
+        for row in chosen_rows(flags.file, wanted, "writing"):
             write(row.value, f"{flags.file}, row {row.number}")
 
     repeats, contradictions = Tally(), Tally()
@@ -62,7 +66,8 @@ def dedupe(flags: Dedupe) -> None:
     what = f"with {'nearly ' * flags.near}the {flags.by} of one before"
     done = "kept; --contradictions drop leaves them out" if flags.contradictions == "keep" else "left out"
     lines = [
-        ("read", f"{number_of(len(first))} from {flags.file}"),
+        ("read", f"{number_of(len(wanted))} from {flags.file}"),
+        *left_out(dropped),
         ("repeats", f"{number_of(repeats.count)} {what}" + (f": {repeats}" if repeats.count else "")),
     ]
     if contradictions.count:
@@ -73,12 +78,14 @@ def dedupe(flags: Dedupe) -> None:
 
 def keys(pair: Pair, near: bool) -> tuple[int, int, int]:
     """64 bits each: of the prompt, of the pair, and of the pair with its answers in each other's place."""
-    texts = [text if text is None or not near else normalized(text) for text in pair[:3]]
-    prompt, chosen, rejected = texts
+    prompt, chosen, rejected = pair[:3]
+    if near:
+        prompt, chosen = normalized_prompt(prompt), normalized(chosen)
+        rejected = rejected if rejected is None else normalized(rejected)
     return tuple(text_hash(repr(key)) for key in (prompt, (prompt, chosen, rejected), (prompt, rejected, chosen)))
 
 
 def contradictory(whole_pairs: np.ndarray, mirrored: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """Which of the rows that are kept have their mirror image among them, (n,). A row of two equal answers is its own
+    """Which of the rows that are kept have their mirror image among them, (n,). A row of two nearly equal answers is its own
     mirror image, and contradicts nobody."""
     return kept & (mirrored != whole_pairs) & np.isin(mirrored, whole_pairs[kept])

@@ -8,7 +8,7 @@ from typing import Any
 from gpt.command import UserError
 from gpt.untrusted import printing, shown
 
-TEXTS = ("prompt", "instruction", "input", "output", "chosen", "rejected", "family", "group")
+TEXTS = ("prompt", "instruction", "input", "output", "chosen", "rejected", "family", "group", "format")
 LISTS = ("conversations", "messages", "completions", "responses", "generations", "scores", "ratings", "history")
 FIELDS = (*TEXTS, *LISTS, "system", "margin", "score_chosen", "score_rejected")  # all that a row may mean something by
 SHOWN = 10  # of the fields of a row, in a message
@@ -62,8 +62,21 @@ def missing(row: dict, wanted: Sequence[str], where: str) -> UserError:
     """That the row has none of the fields `wanted`, what it has, and which of these may be meant."""
     is_null = any(name in row for name in wanted)
     quoted = " or ".join(f"'{name}'" for name in wanted)
-    hint = next(filter(None, (meant(name, row) for name in wanted)), "")
+    hint = next(filter(None, (meant(name, row) for name in wanted)), "") or _aside(row, wanted)
     return UserError(f"{where}: field {quoted} is {'null' if is_null else 'missing'}; found {names(row)}{hint}")
+
+
+def _aside(row: dict, wanted: Sequence[str]) -> str:
+    """A hint at what a row has in place of what is missing, "" where nothing is known of it."""
+    if "chosen" in wanted and "output" in row:
+        return " ('output' is a plain answer; one to learn from stands in 'chosen')"
+    some = islice(row.items(), SHOWN)
+    inside = next(
+        (name for name, value in some if isinstance(value, list) and value and isinstance(value[0], dict)), None
+    )
+    if row.keys().isdisjoint(FIELDS) and inside is not None:
+        return f" (are the rows in {shown(inside)}? that list must be all of the file)"
+    return ""
 
 
 def names(row: dict) -> str:

@@ -10,17 +10,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.carry import number_of
-from data.census import LISTED, ODDITIES, Census, Noted, on_both_sides
+from data.census import KEPT, ODDITIES, Census, on_both_sides
 from data.confidence import wilson
 from data.features import FEWEST
-from data.pairs import summary
+from data.normal import NEARLY
 from data.sides import firsts
+from data.tally import Tally, number_of, rows_listed, summary
 from gpt.untrusted import printing
 
 LOPSIDED = 0.6  # the accuracy of "the longer answer is better", or of "the shorter", that is surely exceeded
 EASY = 0.7  # the same of all trivial features
-SHOWN = 5  # rows in a mark
 
 
 class Line(NamedTuple):
@@ -47,27 +46,21 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:.1f} %"
 
 
-def rows_of(rows: Sequence, count: int) -> str:
-    """[3] -> 'row 3', [3, 5] -> 'rows 3, 5', [(3, 5)] -> 'rows 3 and 5'; of more than SHOWN the first ones."""
-    named = [" and ".join(map(str, row)) if isinstance(row, list) else str(row) for row in rows[:SHOWN]]
-    return f"row{'s' * (count > 1 or ' ' in named[0])} {', '.join(named)}{', ...' * (count > SHOWN)}"
-
-
 def _pairs(census: Census) -> Line:
     one = census.noted["one answer"]
     text = f"{len(census):,}" + (f", of them {one.count:,} with one answer" if one.count else "")
     marks = []
     if 0 < one.count < len(census):
-        marks.append(f"{rows_of(one.rows, one.count)}: losses that compare answers refuse these")
+        marks.append(f"{one}: losses that compare answers refuse these")
     return Line("pairs", text, {"count": len(census), "one answer": _noted(one)}, marks)
 
 
-def _noted(noted: Noted) -> dict:
+def _noted(noted: Tally) -> dict:
     return {"pairs": noted.count, "rows": noted.rows}
 
 
 def _dropped(dropped: dict[str, list[int]]) -> Line:
-    figures = {why: {"pairs": len(rows), "rows": rows[:LISTED]} for why, rows in dropped.items()}
+    figures = {why: {"pairs": len(rows), "rows": rows[:KEPT]} for why, rows in dropped.items()}
     marks = ["nothing is learned from these; training leaves them out as well"] if dropped else []
     return Line("dropped", summary(dropped) or "none", figures, marks)
 
@@ -84,11 +77,11 @@ def _repeated(census: Census) -> list[Line]:
     place, rows = np.arange(len(census)), census.rows
     again = firsts(census.keys()) != place
     nearly = (firsts(np.asarray(census.near)) != place) & ~again
-    figures = {"whole pairs": _rows(rows[again]), "but for white space and case": _rows(rows[nearly])}
-    text = f"{number_of(again.sum(), 'whole pair')}, {nearly.sum():,} more but for white space and case"
+    figures = {"whole pairs": _rows(rows[again]), f"but for {NEARLY}": _rows(rows[nearly])}
+    text = f"{number_of(again.sum(), 'whole pair')}, {nearly.sum():,} more but for {NEARLY}"
     marks, both = [], rows[again | nearly]
     if len(both):
-        marks.append(f"{rows_of(both, len(both))}: what was there before counts twice; keep one of each")
+        marks.append(f"{rows_listed(both)}: what was there before counts twice; keep one of each")
     duplicates, marks = Line("duplicates", text, figures, marks), []
 
     swapped = _rows(census.swapped())
@@ -98,13 +91,13 @@ def _repeated(census: Census) -> list[Line]:
         else "none"
     )
     if swapped["pairs"]:
-        listed = rows_of(swapped["rows"], swapped["pairs"])
+        listed = rows_listed(swapped["rows"], swapped["pairs"])
         marks.append(f"{listed}: what is chosen in one is rejected in the other; only one can be right")
     return [duplicates, Line("contradictions", text, swapped, marks)]
 
 
 def _rows(rows: np.ndarray) -> dict:
-    return {"pairs": len(rows), "rows": rows[:LISTED].tolist()}
+    return {"pairs": len(rows), "rows": rows[:KEPT].tolist()}
 
 
 def _split(census: Census, held_out: float) -> Line:
@@ -116,14 +109,14 @@ def _split(census: Census, held_out: float) -> Line:
     grouped = len(np.unique(np.asarray(census.groups.groups))) > 1
     text = (
         f"{(~held).sum():,} to train on, {held.sum():,} held out (--held-out {held_out:g}); on both sides: "
-        f"{number_of(len(both), 'prompt')}{'' if grouped else ', by construction'}, {len(nearly):,} but for white space and case"
+        f"{number_of(len(both), 'prompt')}{'' if grouped else ', by construction'}, {len(nearly):,} but for {NEARLY}"
     )
     marks = []
     if torn := census.groups.torn():
         where = " and ".join(str(rows[place]) for place in torn)
         marks.append(f"rows {where}: one prompt in two groups, which training refuses; give it one group")
     if len(nearly):
-        marks.append(f"{rows_of(rows[nearly], len(nearly))}: held-out loss is too good where such a prompt was learned")
+        marks.append(f"{rows_listed(rows[nearly])}: held-out loss is too good where such a prompt was learned")
     figures = {"train": int((~held).sum()), "held out": int(held.sum())}
     return Line("split", text, figures | {"both sides": _rows(rows[both]), "nearly": _rows(rows[nearly])}, marks)
 
@@ -156,9 +149,9 @@ def _margins(census: Census) -> list[Line]:
     missing, wrong = rows[~known], rows[known & (margins <= 0)]
     marks = []
     if len(missing):
-        marks.append(f"{rows_of(missing, len(missing))}: no margin; losses with margin=true want one in every row")
+        marks.append(f"{rows_listed(missing)}: no margin; losses with margin=true want one in every row")
     if len(wrong):
-        marks.append(f"{rows_of(wrong, len(wrong))}: a margin of 0 or less says that the chosen answer is not better")
+        marks.append(f"{rows_listed(wrong)}: a margin of 0 or less says that the chosen answer is not better")
     figures = {"least": low, "median": middle, "most": high, "missing": _rows(missing), "not above 0": _rows(wrong)}
     return [Line("margins", f"{known.sum():,}, from {low:g} to {high:g}, median {middle:g}", figures, marks)]
 
@@ -179,10 +172,10 @@ def _tokens(census: Census, max_length: int) -> list[Line]:
     over, room = lengths[:, 0] + answers > max_length, answers < max_length
     marks, cut, out = [], rows[over & room], rows[~room]
     if len(cut):
-        marks.append(f"{rows_of(cut, len(cut))}: {number_of(len(cut), 'prompt')} would be cut from the left")
+        marks.append(f"{rows_listed(cut)}: {number_of(len(cut), 'prompt')} would be cut from the left")
     if len(out):
         marks.append(
-            f"{rows_of(out, len(out))}: {number_of(len(out), 'pair')} would be left out, an answer alone is too long"
+            f"{rows_listed(out)}: {number_of(len(out), 'pair')} would be left out, an answer alone is too long"
         )
     text = f"{number_of(over.sum(), 'pair')} of more than {max_length} tokens (--max-length)"
     figures = {"max length": max_length, "prompt cut": _rows(cut), "left out": _rows(out)}
@@ -230,10 +223,11 @@ def _odd(census: Census) -> list[Line]:
             continue
         which = f": {', '.join(f'{printing(token)} {n:,}' for token, n in census.special.most_common(8))}"
         text = f"{number_of(noted.count, 'pair')} with {what}{which if name == 'special tokens' else ''}"
-        rows = rows_of(noted.rows, noted.count)
         is_much = noted.count > tolerated * len(census)
         lines.append(
-            Line(name, text if is_much else f"{text} ({rows})", _noted(noted), [f"{rows}: {advice}"] if is_much else [])
+            Line(
+                name, text if is_much else f"{text} ({noted})", _noted(noted), [f"{noted}: {advice}"] if is_much else []
+            )
         )
     unseen = [name for name, noted in census.noted.items() if not noted.count and name != "one answer"]
     if unseen:

@@ -9,7 +9,8 @@
     ratings      {"instruction": .., "completions": [{"response": .., "overall_score": 7}]}    best against worst: UltraFeedback
 
 What a row means is found from its content, and the first row of a file decides for all: a file in two formats is more
-likely a mistake than a wish. Scores of both answers, where a row has them, give its margin.
+likely a mistake than a wish. A row that could be two of them is refused, unless it says in a field `format` which it is, or
+the user does. Scores of both answers, where a row has them, give its margin.
 """
 
 from collections.abc import Callable
@@ -71,9 +72,9 @@ class OneFormat:
         if not found:  # then its reader knows best what is wrong with it
             plain = PLAIN[row.get("prompt") is None]
             FORMATS[plain if self.name in ("", *PLAIN) else self.name].read(row, where)
-            raise UserError(f"{where} is not {_signed(self.name)}, as row {self.row} is; take it out")
-        is_what = f"could be {' or '.join(map(_signed, found))}" if len(found) > 1 else f"is {_signed(found[0])}"
-        beside = f", and row {self.row} is {_signed(self.name)}" if self.name else ""
+            raise UserError(f"{where} is not {signed(self.name)}, as row {self.row} is; take it out")
+        is_what = f"could be {' or '.join(map(signed, found))}" if len(found) > 1 else f"is {signed(found[0])}"
+        beside = f", and row {self.row} is {signed(self.name)}" if self.name else ""
         raise UserError(
             f"{where} {is_what}{beside}; a file has one format: put each in a file of its own, or say which is meant: "
             f"python data/build.py convert FILE --out NEW --format {self.name or found[0]}"
@@ -81,7 +82,11 @@ class OneFormat:
 
 
 def fitting(row: dict) -> list[str]:
-    """The formats that a row could have."""
+    """The formats that a row could have; where it says itself which of them it is, that one.
+
+    Text of Human: and Assistant: beside a prompt is an answer that quotes a dialogue, unless it has the prompt in it: then
+    it may be the whole dialogue, and the prompt its beginning once more.
+    """
     chosen, prompt, found = row.get("chosen"), row.get("prompt"), []
     if not row.keys().isdisjoint(LISTS) or not isinstance(chosen, str) or isinstance(prompt, (list, dict)):
         if isinstance(row.get("conversations"), list):
@@ -95,12 +100,26 @@ def fitting(row: dict) -> list[str]:
             found.append("prompt")
         if row.get("instruction") is not None:
             found.append("instruction")
-        if are_dialogues(chosen):
+        if are_dialogues(chosen) and _may_repeat(row, chosen):
             found.append("hh")
-    return found
+    return [row["format"]] if row.get("format") in found else found
 
 
-def _signed(name: str) -> str:
+def _may_repeat(row: dict, dialogue: str) -> bool:
+    """Whether what is asked in a row may stand once more in a dialogue, or nothing is asked beside it."""
+    asked = [_last_text(row.get(name)) for name in ("prompt", "instruction", "conversations")]
+    asked = [text.strip() for text in asked if isinstance(text, str)]
+    return not asked or any(text in dialogue for text in asked)
+
+
+def _last_text(value: Any) -> Any:
+    """The text of the last message, where this is a list of them."""
+    last = value[-1] if isinstance(value, list) and value else value
+    return last.get("content", last.get("value")) if isinstance(last, dict) else last
+
+
+def signed(name: str) -> str:
+    """A format as a message names it."""
     return f"'{name}' ({FORMATS[name].sign})"
 
 
@@ -149,7 +168,7 @@ def _instruction(row: dict, where: str) -> tuple:
 
 def _fields(*names: str) -> frozenset[str]:
     both = (name for names in BOTH_SCORES for name in names)
-    return frozenset({*names, *both, "chosen", "rejected", "margin", "output", "family", "group"})
+    return frozenset({*names, *both, "chosen", "rejected", "margin", "output", "family", "group", "format"})
 
 
 ASKED = ("instruction", "input", "system", "history")

@@ -1,4 +1,8 @@
-"""So many rows of a file, or of several in given proportions, drawn by lot: the same ones on every machine."""
+"""So many rows of a file, or of several in given proportions, drawn by lot: the same ones on every machine.
+
+Rows are taken whatever they are, pairs or not, and none is left out, also one of which training makes no pair: what is asked
+for is a number of rows. Only files in different formats (data/formats.py) are not mixed: no reader takes such a file.
+"""
 
 import math
 from collections.abc import Iterator
@@ -6,19 +10,22 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import combinations
 from random import Random
+from shlex import quote
 from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from data.carry import are_one, check_files, chosen_rows, number_of, report, rows, where_to, written
+from data.carry import are_one, check_files, chosen_rows, report, rows, where_to, written
+from data.formats import fitting, signed
 from data.reading import Row
+from data.tally import number_of
 from gpt.command import UserError, argument, check_range, flag
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Write some rows of a file, each as likely as any other, in the order of the file."""
+    """Write some rows of a file, pairs or not, each as likely as any other, in the order of the file."""
 
     file: str = argument("JSON or JSONL file")
     out: str = flag(help="JSONL file to write; - for none, to see the report only")
@@ -28,7 +35,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class Mix:
-    """Write rows of several files in given proportions, in random order; none twice, unless --count asks for more."""
+    """Write rows of several files of one format in given proportions, in random order.
+
+    No row is written twice, unless --count asks for more than there are.
+    """
 
     sources: list = argument("FILE:WEIGHT ..., such as helpful.jsonl:0.7 harmless.jsonl:0.3", nargs="+")
     out: str = flag(help="JSONL file to write; - for none, to see the report only")
@@ -48,7 +58,7 @@ class Source(NamedTuple):
 def sample(flags: Sample) -> None:
     check_range(flags, ("count",), 1)
     check_files(flags.out, flags.file)
-    total = _count(flags.file)
+    total, _ = _count(flags.file)
     wanted = drawn(total, min(flags.count, total), Random(flags.seed))
     with written(flags.out) as write:
         for row in chosen_rows(flags.file, wanted > 0, "writing"):
@@ -65,7 +75,9 @@ def mix(flags: Mix) -> None:
     for one, other in combinations(named, 2):
         if are_one(one, other):
             raise UserError(f"{other} is {one}; name each file once")
-    sources = [Source(path, share, _count(path)) for path, share in named.items()]
+    counted = {path: _count(path) for path in named}
+    _check_formats({path: kinds for path, (_, kinds) in counted.items()})
+    sources = [Source(path, share, counted[path][0]) for path, share in named.items()]
     total = flags.count or min(math.floor(source.rows / source.share) for source in sources)
     shares = apportioned(total, [source.share for source in sources])
     rng = Random(flags.seed)
@@ -146,12 +158,41 @@ def _repeated(path: str, times: np.ndarray) -> Iterator[Row]:
         yield from chosen_rows(path, times > reading)
 
 
-def _count(path: str) -> int:
-    """How many rows a file has. Raises UserError where it has none."""
-    count = sum(1 for _ in rows(path, "reading"))
+def _count(path: str) -> tuple[int, dict[tuple[str, ...], int]]:
+    """(how many rows a file has, where each kind of row came first: the formats that it could have -> row).
+
+    Raises UserError where there are no rows.
+    """
+    count, kinds = 0, {}
+    for row in rows(path, "reading"):
+        count += 1
+        formats = fitting(row.value) or fitting({"chosen": "", **row.value})  # prompts alone are of a format too
+        kinds.setdefault(tuple(formats), row.number)
     if not count:
         raise UserError(f"{path} has no rows")
-    return count
+    return count, kinds
+
+
+def _check_formats(found: dict[str, dict[tuple[str, ...], int]]) -> None:
+    """Raises UserError where rows have different formats, for no reader would take the mixture."""
+    firsts = {}  # kind -> (file, row)
+    for path, kinds in found.items():
+        for kind, row in kinds.items():
+            firsts.setdefault(kind, (path, row))
+    if len(firsts) < 2:
+        return
+    both = list(firsts.items())[:2]
+    told = ", and ".join(
+        f"{path}, row {row} is {' or '.join(map(signed, kind)) or 'no pair of any format'}"
+        for kind, (path, row) in both
+    )
+    (_, (one, _)), (_, (other, _)) = both
+    packed = next((path for kind, (path, _) in both if kind not in ((), ("prompt",))), "")
+    if one == other or not packed:
+        out = "put each kind of row in a file of its own"
+    else:
+        out = f"make pairs first, python data/build.py convert {quote(packed)} --out NEW, and mix NEW in its place"
+    raise UserError(f"{told}; no reader takes a file of both: {out}")
 
 
 def _taken(source: Source, times: np.ndarray) -> str:

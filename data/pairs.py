@@ -9,7 +9,7 @@ is trained, and what teaches nothing is dropped and counted, never silently.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from data.formats import OneFormat
 from data.ratings import NoPair
 from data.reading import BLOCK, Row, stream_rows
 from data.sides import split
+from data.tally import Tally, summary
 from data.turns import instruction_prompt
 from gpt.command import UserError
 from gpt.files import whole
@@ -127,7 +128,7 @@ def pair_at(path: str | Path, start: int, size: int, row: int) -> Pair:
         raise UserError(f"{path}, row {row}: the file has changed since it was read; start again") from None
 
 
-def nothing_left(path: str | Path, dropped: dict[str, list[int]]) -> UserError:
+def nothing_left(path: str | Path, dropped: Mapping[str, Tally | Sequence[int]]) -> UserError:
     """That a file has no pair to learn from, and why."""
     return UserError(
         f"{path}: no pair is left to learn from" + (f" ({summary(dropped)})" if dropped else ": the file has no rows")
@@ -141,16 +142,6 @@ def teaches_nothing(pair: Pair) -> str | None:
     if pair.chosen == pair.rejected:
         return "chosen equal to rejected"
     return None
-
-
-def summary(dropped: dict[str, list[int]]) -> str:
-    """{"an empty answer": [3, 7]} -> 'an empty answer: 2 pairs (rows 3, 7)'"""
-
-    def one(why: str, rows: list[int]) -> str:
-        shown = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
-        return f"{why}: {len(rows)} pair{'s' * (len(rows) > 1)} (row{'s' * (len(rows) > 1)} {shown})"
-
-    return "; ".join(one(why, rows) for why, rows in dropped.items())
 
 
 def pair_of(row: Any, number: int, where: str, format: OneFormat | None = None) -> Pair:

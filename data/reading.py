@@ -15,14 +15,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
+from shlex import quote
 from typing import Any, BinaryIO, NamedTuple
 
+from data.first_bytes import foreign, packing, unpacking
 from gpt.command import UserError
 
 BLOCK = 2**20  # bytes read at once
 ROW = 2**24  # the most bytes of a row; of a million words it has fewer, and of empty objects it fills 50 times that
 SPACE = re.compile(r"[ \t\n\r]*")  # what JSON takes for white space
-PACKED = {"gzip": b"\x1f\x8b", "Parquet": b"PAR1"}  # what they begin with
 NEAR = 16  # no error that a cut makes in valid JSON stands further from the cut: at most "\uD83D\uDE00 or -Infinity
 
 
@@ -43,8 +44,7 @@ def stream_rows(path: Path, block: int = BLOCK) -> Iterator[Row]:
     """
     with opened(path) as file:
         if packed := packing(file):
-            out = path.with_name(path.name.split(".")[0] + ".jsonl")
-            raise UserError(f"{path} is {packed}; unpack it first: python data/build.py convert {path} --out {out}")
+            raise UserError(f"{path} is {packed}; unpack it first: {unpacking(path)}")
         yield from rows_in(path, file, block)
 
 
@@ -57,12 +57,6 @@ def rows_in(path: Path, file: BinaryIO, block: int = BLOCK) -> Iterator[Row]:
         yield from _lines(path, file, head, start, block)
 
 
-def packing(file: BufferedReader) -> str:
-    """ "gzip" or "Parquet", as its first bytes say, which stay unread; "" for a file that is neither."""
-    first = file.peek(4)
-    return next((name for name, magic in PACKED.items() if first.startswith(magic)), "")
-
-
 @contextmanager
 def opened(path: Path) -> Iterator[BufferedReader]:
     """The file, to be read. Raises UserError, naming it, where the system refuses."""
@@ -70,7 +64,11 @@ def opened(path: Path) -> Iterator[BufferedReader]:
         with open(path, "rb") as file:
             yield file
     except FileNotFoundError:
-        hint = f"; fetch it first: python data/build.py convert '{path}' --out pairs.jsonl" if is_hub(path) else ""
+        hint = (
+            f"; fetch it first: python data/build.py convert {quote(str(path))} --out pairs.jsonl"
+            if is_hub(path)
+            else ""
+        )
         raise UserError(f"{path} does not exist{hint}") from None
     except OSError as error:
         why = "it is a folder; name a file of pairs" if path.is_dir() else error.strerror
@@ -88,6 +86,8 @@ def _head(path: Path, file: BinaryIO, block: int) -> tuple[bytes, int, bool]:
     while not text and (new := file.read(block)):
         head += new
         text = decoder.decode(new).lstrip()
+        if what := foreign(head):
+            raise UserError(f"{path} is {what}")
         if not text and len(head) > ROW:
             raise UserError(f"{path} begins with {ROW >> 20} MiB of white space; is it a file of pairs?")
     start = len(codecs.BOM_UTF8) if head.startswith(codecs.BOM_UTF8) else 0
@@ -127,7 +127,8 @@ def _parsed(text: str, path: Path, line: int) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise _bad_json(path, line, error.colno, error.msg) from None
+        message = "an object of several lines" if text.strip() == "{" else error.msg
+        raise _bad_json(path, line, error.colno, message) from None
     except (RecursionError, ValueError) as error:
         raise _beyond(path, line, error) from None
 

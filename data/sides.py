@@ -73,5 +73,6 @@ class Groups:
 def two_groups(one: "Pair", other: "Pair") -> UserError:
     """That two pairs of one prompt have two groups."""
     return UserError(
-        f"rows {one.row} and {other.row} have one prompt and two groups ({shown(one.group)}, {shown(other.group)})"
+        f"rows {one.row} and {other.row} have one prompt and two groups ({shown(one.group)}, {shown(other.group)}), "
+        "and could be on both sides of a split; give a prompt one group"
     )

@@ -8,18 +8,22 @@ hub:OWNER/NAME/CONFIG[test]             another configuration, another split
 """
 
 import gzip
+import os
 import re
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from io import BufferedReader
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
-from data.reading import Row, is_hub, opened, packing, rows_in
+from data.first_bytes import packing
+from data.reading import Row, is_hub, opened, rows_in
 from gpt.command import UserError
 from gpt.untrusted import printing
 
+SAFE = {"pyarrow": "14.0.1", "datasets": "4"}  # as setup.cfg asks for; those before run code that a file brings along
 BATCH = 1000  # rows of Parquet in memory at once
 HUB = re.compile(r"hub:(?P<name>\w[\w.-]*/\w[\w.-]*)(/(?P<config>\w[\w.-]*))?(\[(?P<split>\w[\w.-]*)\])?", re.ASCII)
 
@@ -42,14 +46,17 @@ def sources(name: str) -> Iterator[Source]:
     if is_hub(name):
         yield Source(name, _of_hub(name), "row", None, _number)
         return
-    files = [Path(name)]
-    if files[0].is_dir():
-        files = sorted(files[0].glob("*.parquet"))
-        if not files:
-            raise UserError(f"{name} is a folder without a .parquet file in it; name the file of pairs")
+    files = files_of(name)
+    if not files:
+        raise UserError(f"{name} is a folder without a .parquet file in it; name the file of pairs")
     for path in files:
         with ExitStack() as stack:
             yield _opened(path, stack)
+
+
+def files_of(name: str) -> list[Path]:
+    """The files that are read of this name: of a folder the Parquet files in it. A dataset of the Hub has none here."""
+    return sorted(Path(name).glob("*.parquet")) if os.path.isdir(name) else [] if is_hub(name) else [Path(name)]
 
 
 def _number(row: Row) -> int:
@@ -81,7 +88,8 @@ def _parquet(path: Path, file: BufferedReader, stack: ExitStack) -> Source:
         import pyarrow
         from pyarrow.parquet import ParquetFile
     except ImportError:
-        raise UserError(f"{path} is Parquet; to read that: pip install pyarrow") from None
+        raise UserError(f"{path} is Parquet; to read that: {_install('pyarrow')}") from None
+    _check_version(pyarrow, str(path))
 
     def rows() -> Iterator[Row]:
         number = 0
@@ -101,6 +109,21 @@ def _parquet(path: Path, file: BufferedReader, stack: ExitStack) -> Source:
     return Source(str(path), rows(), "row", table.metadata.num_rows, _number)
 
 
+def _install(package: str) -> str:
+    return f"pip install '{package}>={SAFE[package]}'"
+
+
+def _check_version(package: ModuleType, name: str) -> None:
+    """Raises UserError, naming what is to be read, where a package is so old that a file makes it run what it likes."""
+    least = SAFE[package.__name__]
+    found, needed = ([int(number) for number in re.findall(r"\d+", text)[:3]] for text in (package.__version__, least))
+    if found < needed:
+        raise UserError(
+            f"{name} is not read with {package.__name__} {package.__version__}, which may run code that it brings along: "
+            f"{_install(package.__name__)}"
+        )
+
+
 def _damaged(path: Path, error: Exception) -> UserError:
     return UserError(f"{path} is Parquet that cannot be read: {printing(' '.join(str(error).split()), 200)}")
 
@@ -113,9 +136,12 @@ def _of_hub(name: str) -> Iterator[Row]:
         )
     try:
         import datasets
+        import pyarrow
         from huggingface_hub.utils import logging
     except ImportError:
-        raise UserError(f"{name} is a dataset of the Hugging Face Hub; to read those: pip install datasets") from None
+        raise UserError(f"{name} is a dataset of the Hugging Face Hub; to read those: {_install('datasets')}") from None
+    for package in (datasets, pyarrow):
+        _check_version(package, name)
     datasets.logging.set_verbosity_error()  # what stops them is said below, in one line
     logging.set_verbosity_error()
     try:

@@ -8,6 +8,7 @@ import numpy as np
 
 from data.pairs import Pair
 from data.rules import embedded_pairs
+from data.tally import rows_listed as rows_listed  # for those who name rows of examples
 from dpo.losses import Loss
 from dpo.rows import Ids
 from dpo.store import CHUNK, Store, columns, encode, stored
@@ -15,7 +16,6 @@ from gpt.command import UserError
 from gpt.tokenizer import Tokenizer
 
 EMBEDDED = "the embedded set"
-LISTED = 10  # rows in a message
 
 
 class Lazy(Sequence):
@@ -101,9 +101,3 @@ def in_memory(pairs: Sequence[Pair], ids: Sequence[Ids]) -> Examples:
     """Pairs that come from no file, with their ids."""
     store = Store(**columns(list(zip(pairs, ids)), "<u4"), pair=pairs.__getitem__)
     return Examples(store, np.arange(len(pairs)))
-
-
-def rows_listed(rows: list[int]) -> str:
-    """[3] -> 'row 3', [3, 5] -> 'rows 3, 5'; of more than LISTED the first ones, and how many more."""
-    more = f" and {len(rows) - LISTED} more" if len(rows) > LISTED else ""
-    return f"row{'s' * (len(rows) > 1)} {', '.join(map(str, rows[:LISTED]))}{more}"

@@ -16,6 +16,8 @@ ODD = [
     "{input} {0}",
     "\u2028",
     "Human: no",
+    "Human: a\n\nAssistant: b",
+    "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:",
 ]
 texts = st.sampled_from(ODD) | st.text(max_size=12)
 
@@ -108,7 +110,22 @@ def scored(one: Preference) -> dict:
     return {"prompt": messages(one), "responses": [one.rejected, one.chosen], "scores": [1, 3.5]}
 
 
+def plain(one: Preference) -> dict:
+    """Texts as they are, with scores of both answers."""
+    answers = {"chosen": one.chosen, "rejected": one.rejected}
+    return {"prompt": one.asked, **answers, "score_chosen": 3, "score_rejected": 0.1}
+
+
+def instruction(one: Preference) -> dict:
+    """As the book and Alpaca have it."""
+    return {"instruction": one.asked, "input": "", "output": "o", "chosen": one.chosen, "rejected": one.rejected}
+
+
 SAME = (chat_apart, chat_inside, chat_alone, openai, sharegpt, sharegpt_system, history, scored)
+
+
+FORMAT = {"sharegpt": "sharegpt", "sharegpt_system": "sharegpt", "history": "instruction", "scored": "ratings"}
+FORMAT |= {"plain": "prompt", "instruction": "instruction", "as_hh": "hh"}  # which format is written; any other: chat
 
 
 def hh_texts(one: Preference) -> tuple[str, str]:
@@ -116,3 +133,7 @@ def hh_texts(one: Preference) -> tuple[str, str]:
     before = "".join(f"\n\nHuman: {asked}\n\nAssistant: {said}" for asked, said in one.rounds)
     before += f"\n\nHuman: {one.asked}\n\nAssistant:"
     return before + " " + one.chosen, before + " " + one.rejected
+
+
+def as_hh(one: Preference) -> dict:
+    return dict(zip(("chosen", "rejected"), hh_texts(one)))

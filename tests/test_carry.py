@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.carry import Tally, check_files, chosen_rows, rows, written
+from data.carry import check_apart, check_files, chosen_rows, rows, written
+from data.check import Check, check
+from data.convert import Convert, convert
 from gpt.command import UserError
-from tests.shaping import read, texts, write
+from tests.shaping import lines, read, shape, texts, write
 from tests.shaping import rows as any_rows
 
 VALUES = [
@@ -101,16 +103,61 @@ def test_a_file_is_not_written_over_what_is_read_by_whatever_name(tmp_path):
     check_files(tmp_path / "new.jsonl", str(file))
 
 
+def test_a_file_that_is_not_there_yet_is_one_by_all_its_names(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "new")
+    for name in ("new", "./new", "link"):
+        with pytest.raises(UserError, match="^--picture .* is .*new, which --json writes; name another file$"):
+            check_apart(tmp_path / name, tmp_path / "new", flag="--picture", used="--json writes")
+    check_apart(tmp_path / "other", tmp_path / "new")
+    check_apart("-", "-")  # nothing is written there
+
+
+ROW = {"prompt": "p", "chosen": "a", "rejected": "b"}
+RATED = {"prompt": "p", "responses": ["a", "b"]}
+DROPPED = {
+    "an empty answer": (ROW, ROW | {"chosen": " \n"}),
+    "chosen equal to rejected": (ROW, ROW | {"rejected": "a"}),
+    "all answers have one score": (RATED | {"scores": [1, 0]}, RATED | {"scores": [1, 1]}),
+    "fewer than two answers with a score": (RATED | {"scores": [1, 0]}, RATED | {"scores": [1, None]}),
+}
+
+
+@pytest.mark.parametrize("why", DROPPED)
+def test_what_training_leaves_out_every_command_for_pairs_leaves_out_and_names(tmp_path, why, capsys):
+    good, bad = DROPPED[why]
+    prompts = [f"{i}" for i in range(20)]
+    write(tmp_path / "in.jsonl", [bad] + [good | {"prompt": prompt} for prompt in prompts] + [bad] * 3)
+    write(tmp_path / "test.jsonl", [{"prompt": "x", "chosen": "y"}])
+    told = f"{why}: 4 pairs (rows 1, 22, 23, 24)"
+    for words, files in (
+        (["split", "in.jsonl", "--out", ".", "--held-out", 0.4], ["train.jsonl", "held-out.jsonl"]),
+        (["dedupe", "in.jsonl", "--out", "out.jsonl"], ["out.jsonl"]),
+        (["dedupe", "in.jsonl", "--near", "--by", "prompt", "--out", "out.jsonl"], ["out.jsonl"]),
+        (["decontaminate", "in.jsonl", "--against", "test.jsonl", "--out", "out.jsonl"], ["out.jsonl"]),
+    ):
+        assert lines(shape(tmp_path, *words))["dropped"] == f"{told}; training leaves them out as well"
+        assert sorted(row["prompt"] for name in files for row in read(tmp_path / name)) == sorted(prompts)
+    write(tmp_path / "none.jsonl", [bad] * 2)
+    for words in (
+        ["split", "--out", "new"],
+        ["dedupe", "--out", "new"],
+        ["decontaminate", "--against", "test.jsonl", "--out", "new"],
+    ):
+        with pytest.raises(UserError, match=r"none.jsonl: no pair is left to learn from \(.*: 2 pairs \(rows 1, 2\)\)"):
+            shape(tmp_path, words[0], "none.jsonl", *words[1:])
+    check(Check(str(tmp_path / "in.jsonl")))
+    assert told in capsys.readouterr().out
+    convert(Convert(files=[str(tmp_path / "in.jsonl")], out="-"))
+    assert told in capsys.readouterr().out
+
+
+def test_one_answer_is_kept_as_it_is_one_to_learn_from(tmp_path):
+    write(tmp_path / "in.jsonl", [{"prompt": f"{i}", "chosen": "a"} for i in range(3)])
+    assert "dropped" not in lines(shape(tmp_path, "dedupe", "in.jsonl", "--out", "out.jsonl"))
+    assert len(read(tmp_path / "out.jsonl")) == 3
+
+
 def test_what_can_be_read_once_is_refused_where_it_is_read_again(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(UserError, match="pipe is no regular file"):
         check_files("out", str(tmp_path / "pipe"))
-
-
-def test_a_tally_names_the_first_few():
-    tally = Tally()
-    for row in range(1, 7):
-        tally.add(row)
-        assert tally.count == row
-        if row in (1, 5, 6):
-            assert str(tally) == {1: "row 1", 5: "rows 1, 2, 3, 4, 5", 6: "rows 1, 2, 3, 4, 5, ..."}[row]

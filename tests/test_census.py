@@ -10,14 +10,15 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from data.census import LISTED, NAMES, ODDITIES, Census, Noted, asked, count_name, oddities, on_both_sides
-from data.characters import normal
+from data.census import KEPT, NAMES, ODDITIES, Census, asked, count_name, oddities, on_both_sides
+from data.normal import normalized, normalized_prompt
 from data.pairs import Pair, instruction_prompt
 from data.rules import preference_rows, row_pairs
 from data.sides import firsts, side
+from data.tally import Tally
 
 # Few texts, so that sets made of them are full of repeats, near repeats and opposites
-PROMPTS, ANSWERS = ["p", "P", " p", "q", "q r"], ["a", "A", "a ", "b", "b\n b"]
+PROMPTS, ANSWERS = ["p", "P!", " p", "q", "q-r"], ["a", "A", "a. ", "b", "b\n b"]
 GROUPS = [None, "", "g", "p"]
 PAIRS = [(p, c, r, g) for p, c, r, g in product(PROMPTS, ANSWERS, [*ANSWERS, None], GROUPS) if c != r]
 
@@ -40,7 +41,7 @@ def census_of(pairs: list[Pair], *how) -> Census:
 
 
 def near(pair: Pair) -> tuple:
-    return tuple(None if text is None else normal(text) for text in pair[:3])
+    return tuple(None if text is None else normalized(text) for text in pair[:3])
 
 
 @given(some_pairs())
@@ -50,7 +51,7 @@ def test_repeats_of_whole_pairs_are_those_that_a_loop_finds(pairs):
     for keys, same in (
         (census.keys(), lambda pair: pair[:3]),
         (np.array(census.near), near),
-        (np.array(census.near_prompts), lambda pair: normal(pair.prompt)),
+        (np.array(census.near_prompts), lambda pair: normalized(pair.prompt)),
     ):
         expected = [next(i for i in range(k + 1) if same(pairs[i]) == same(pairs[k])) for k in range(len(pairs))]
         assert firsts(keys).tolist() == expected
@@ -74,7 +75,7 @@ def test_prompts_on_both_sides_are_those_that_a_loop_finds(pairs, fraction):
     census = census_of(pairs)
     held = np.asarray(census.sides) / 2**64 < fraction
     assert held.tolist() == [side(pair) < fraction for pair in pairs]
-    for keys, same in ((census.groups.prompts, str), (census.near_prompts, normal)):
+    for keys, same in ((census.groups.prompts, str), (census.near_prompts, normalized_prompt)):
         places = on_both_sides(np.asarray(keys), held)
         on = {same(p.prompt) for p, h in zip(pairs, held) if h} & {same(p.prompt) for p, h in zip(pairs, held) if not h}
         assert len(places) == len(on) and {same(pairs[i].prompt) for i in places} == on
@@ -123,12 +124,12 @@ def test_what_a_row_says_of_itself_is_counted():
 
 
 def test_of_many_rows_and_many_names_the_first_are_kept():
-    noted, names = Noted(), Counter()
+    noted, names = Tally(KEPT), Counter()
     for row in range(1, 1001):
         noted.add(row)
         count_name(names, f"name {row}")
     count_name(names, "name 3")
-    assert (noted.count, noted.rows) == (1000, list(range(1, LISTED + 1)))
+    assert (noted.count, noted.rows) == (1000, list(range(1, KEPT + 1)))
     assert names.total() == 1001 and len(names) == NAMES + 1
     assert names["name 3"] == 2 and names["others"] == 1000 - NAMES
 

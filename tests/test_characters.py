@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.characters import CONTROL, INVISIBLE, TURN, is_word, normal, script, script_of, special_tokens
+from data.characters import CONTROL, INVISIBLE, TURN, is_word, script, script_of, special_tokens
 
 # Blocks of the Unicode standard, of which every assigned letter is of the script that gives the block its name
 BLOCKS = {
@@ -123,12 +123,3 @@ def test_a_turn_at_the_beginning_of_a_line(text):
 @pytest.mark.parametrize("text", ["To err is Human: no", "# Instruction", "Humans: 3", "the ### Response: is"])
 def test_no_turn_within_a_line(text):
     assert not TURN.search(text)
-
-
-@given(
-    st.text(),
-    st.sampled_from([str.upper, str.title, lambda text: f"\n {text}\t", lambda text: text.replace(" ", "\r\n  ")]),
-)
-def test_near_copies_of_plain_texts_are_normally_one(text, change):
-    plain = text.encode("ascii", "ignore").decode()
-    assert normal(change(plain)) == normal(plain) and normal(normal(text)) == normal(text)

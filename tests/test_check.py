@@ -67,7 +67,10 @@ def test_the_real_rows_have_6_identical_pairs_and_25_repeated_prompts(shared, tm
     assert figures["length bias"]["accuracy"] == pytest.approx(bias)
     low, high = figures["separable"]["interval"]
     assert 0.6 < low < figures["separable"]["accuracy"] < high < 0.85  # polite words; length says nothing (51 %)
-    assert lines["in all"] == f"1 of {len(lines) - 1} lines are marked with !"
+    alike = [[re.sub(r"\W+", "", row[side]).casefold() for side in ("chosen", "rejected")] for row in rows]
+    alike = [n for n, (one, other) in enumerate(alike, 1) if one == other and n not in same]
+    assert figures["alike"]["rows"] == alike and len(alike) == 3
+    assert lines["in all"] == f"2 of {len(lines) - 1} lines are marked with !"
 
 
 # The command
@@ -158,8 +161,12 @@ BAD = {
     "a picture that is a folder": (row(), ["--picture", "folder.png"], "folder.png is a folder"),
     "json that is a folder": (row(), ["--json", "folder.png"], "folder.png is a folder"),
     "json below a file": (row(), ["--json", "odd.jsonl/check.json"], "check.json cannot be written"),
-    "json over the pairs": (row(), ["--json", "./odd.jsonl"], "--json odd.jsonl would take the place"),
-    "a picture over json": (row(), ["--json", "a.png", "--picture", "a.png"], "a.png would take the place"),
+    "json over the pairs": (row(), ["--json", "./odd.jsonl"], "--json ./odd.jsonl is odd.jsonl, which is read"),
+    "a picture over json": (
+        row(),
+        ["--json", "a.png", "--picture", "a.png"],
+        "--picture a.png is a.png, which --json writes",
+    ),
     "a vocabulary that is not there": (row(), ["--model", "absent"], "absent"),
 }
 

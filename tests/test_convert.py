@@ -11,17 +11,31 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from data.convert import LONG, PIECES, Convert, convert, pieces, row_of
-from data.formats import FORMATS
-from data.pairs import Pair, read_pairs, write_rows
+from data.formats import FORMATS, OneFormat
+from data.pairs import Pair, checked, read_pairs, write_rows
+from data.reading import stream_rows
 from dpo.examples import open_examples
 from gpt.command import UserError, parse
 from gpt.tokenizer import Tokenizer
-from tests.preferences import SAME, Preference, chat_apart, chat_inside, hh_texts, preferences, sharegpt
+from tests.preferences import (
+    FORMAT,
+    SAME,
+    Preference,
+    as_hh,
+    chat_apart,
+    chat_inside,
+    instruction,
+    plain,
+    preferences,
+    sharegpt,
+    sharegpt_system,
+)
 from tests.processes import ENVIRONMENT, ROOT, call
+from tests.shaping import shape
 
 HELLO = Preference("", [], "Say hello.", "Good morning!", "What?")
 BUILD = ROOT / "data" / "build.py"
@@ -32,40 +46,51 @@ def texts(pairs: list[Pair]) -> list[tuple]:
     return [pair._replace(row=0) for pair in pairs]
 
 
-def as_hh(one: Preference) -> dict:
-    return dict(zip(("chosen", "rejected"), hh_texts(one)))
-
-
-def plain(one: Preference) -> dict:
-    return {
-        "prompt": one.asked,
-        "chosen": one.chosen,
-        "rejected": one.rejected,
-        "score_chosen": 3,
-        "score_rejected": 0.1,
-    }
-
-
-@given(st.lists(preferences, min_size=1, max_size=4), st.sampled_from([*SAME, as_hh, plain]), st.booleans())
+@given(
+    st.lists(preferences, min_size=1, max_size=4), st.sampled_from([*SAME, as_hh, plain, instruction]), st.booleans()
+)
+@example([Preference("", [], "a", "Human: a\n\nAssistant: b", "c")], plain, False)  # may be a whole dialogue
+@example([Preference("", [], "", "Human: a\n\nAssistant: b", "c")], instruction, False)
+@example([Preference("", [], "Human: a\n\nAssistant:", "Human: a\n\nAssistant: b", "c")], sharegpt_system, False)
+@example([Preference("", [], "Quote.", "Human: a\n\nAssistant: b", "c")], plain, False)  # can not
+@example([Preference("", [], "a", "Human: a\n\nAssistant: b", "c")], chat_apart, False)
 def test_what_was_converted_is_read_as_the_pairs_of_the_file(tmp_path_factory, several, write, packed):
     folder = tmp_path_factory.mktemp("convert")
     more = {"family": "f", "output": "o"}
     write_rows(folder / "in.jsonl", [write(one) | more | {"group": one.asked} for one in several])
     (folder / "in.gz").write_bytes(gzip.compress((folder / "in.jsonl").read_bytes()))
-    flags = Convert(files=[str(folder / ("in.gz" if packed else "in.jsonl"))], out=str(folder / "out.jsonl"))
+    name = FORMAT.get(write.__name__, "chat")
+    found = checked(stream_rows(folder / "in.jsonl"), "in.jsonl", None, OneFormat(name))
+    pairs = [pair for _, pair, _ in found if pair]
+    file, out = str(folder / ("in.gz" if packed else "in.jsonl")), folder / "out.jsonl"
     try:
-        pairs = read_pairs(folder / "in.jsonl")
+        assert texts(read_pairs(folder / "in.jsonl")) == texts(pairs)
+        said = ""
     except UserError as error:
-        assert "no pair is left" in str(error)
+        if pairs:  # each row that is refused may be two things, and is none with --format
+            assert f"'{name}' (" in str(error) and "or 'hh' (" in str(error)
+        said = name
+    if not pairs:
         with pytest.raises(UserError, match="no pair is left"):
-            convert(flags)
-        assert not (folder / "out.jsonl").exists()
+            convert(Convert(files=[file], out=str(out), format=said))
+        assert not out.exists()
         return
-    convert(flags)
-    assert texts(read_pairs(folder / "out.jsonl")) == texts(pairs)
-    first = (folder / "out.jsonl").read_bytes()
-    convert(Convert(files=[str(folder / "out.jsonl")], out=str(folder / "again.jsonl")))
-    assert (folder / "again.jsonl").read_bytes() == first
+    convert(Convert(files=[file], out=str(out), format=said))
+    assert texts(read_pairs(out)) == texts(pairs)
+    convert(Convert(files=[str(out)], out=str(folder / "again.jsonl")))
+    assert (folder / "again.jsonl").read_bytes() == out.read_bytes()
+    shape(folder, "sample", out, "--count", 9, "--out", "sample.jsonl")
+    shape(folder, "dedupe", "sample.jsonl", "--out", "-")
+
+
+def test_a_row_says_what_it_is_where_it_could_be_two_alone(tmp_path):
+    rows = [{"prompt": asked, "chosen": "Human: a\n\nAssistant: b", "rejected": "c"} for asked in ("a", "x")]
+    write_rows(tmp_path / "in.jsonl", rows)
+    with pytest.raises(UserError, match="row 1 could be 'prompt' .* or 'hh'"):
+        read_pairs(tmp_path / "in.jsonl")
+    convert(Convert(files=[str(tmp_path / "in.jsonl")], out=str(tmp_path / "out.jsonl"), format="prompt"))
+    written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert written == [rows[0] | {"format": "prompt"}, rows[1]]
 
 
 @given(
@@ -78,7 +103,7 @@ def test_a_row_has_what_a_pair_has_and_no_more(pair):
     assert Pair(**{"rejected": None, **row}) == pair._replace(row=0) and None not in row.values()
 
 
-@pytest.mark.parametrize("write", [*SAME, as_hh], ids=lambda write: write.__name__)
+@pytest.mark.parametrize("write", [*SAME, as_hh, plain, instruction], ids=lambda write: write.__name__)
 def test_the_trainer_makes_the_same_tokens_of_a_file_and_of_what_it_became(tmp_path, tokenizer, write):
     several = [Preference("Be kind.", [("a", "b")] * (i % 3), f"{i}?", f"yes {i} 😀", f"no {i}") for i in range(40)]
     write_rows(tmp_path / "in.jsonl", map(write, several))
@@ -121,12 +146,12 @@ def test_several_files_of_several_formats_become_one(files):
     chat, hh, share = said(done.stdout)
     assert chat["file"] == "chat.jsonl" and chat["format"].startswith("chat, by row 1: ")
     assert chat["rows"] == "5 read, 3 pairs, 3 with a margin"
-    assert chat["dropped"] == "an empty answer: 1 (row 3); chosen equal to rejected: 1 (row 4)"
+    assert chat["dropped"] == "an empty answer: 1 pair (row 3); chosen equal to rejected: 1 pair (row 4)"
     assert chat["not used"] == "prompt_id (3)"
     assert hh["format"].startswith("hh, ") and hh["rows"] == "2 read, 2 pairs" and hh["dropped"] == "none"
-    assert hh["noted"].startswith("an answer goes on with more turns") and hh["noted"].endswith(": 1 (row 2)")
+    assert hh["noted"].startswith("an answer goes on with more turns") and hh["noted"].endswith(": 1 pair (row 2)")
     assert share["format"].startswith("sharegpt, ") and share["rows"] == "7 read, 7 pairs"
-    assert share["noted"].endswith("which is read as its letters: 7 (rows 1, 2, 3, 4, 5, ...)")
+    assert share["noted"].endswith("in the text, read as its letters: 7 pairs (rows 1, 2, 3, 4, 5, 6, 7)")
     assert done.stdout.count("as it will be tokenized") == 2 and done.stdout.endswith(
         "\n12 pairs written to new/out.jsonl\n"
     )
@@ -169,10 +194,10 @@ BAD = [
     ("no format", ["chat.jsonl", "--out", "o.jsonl", "--format", "chatml"], "chatml"),
     ("limit", ["chat.jsonl", "--out", "o.jsonl", "--limit", -1], "--limit"),
     ("model", ["chat.jsonl", "--out", "o.jsonl", "--model", "nowhere"], "nowhere"),
-    ("itself", ["./chat.jsonl", "--out", "chat.jsonl"], "--out chat.jsonl is a file that is read"),
+    ("itself", ["./chat.jsonl", "--out", "chat.jsonl"], "--out chat.jsonl is chat.jsonl, which is read"),
     ("below a file", ["chat.jsonl", "--out", "chat.jsonl/o"], "chat.jsonl"),
     ("mixed", ["mixed.jsonl", "--out", "o.jsonl"], "mixed.jsonl, row 2 is 'sharegpt'"),
-    ("nothing", ["tie.jsonl", "--out", "o.jsonl"], "no pair is left (all answers have one score: 1 (row 1))"),
+    ("nothing", ["tie.jsonl", "--out", "o.jsonl"], "no pair is left (all answers have one score: 1 pair (row 1))"),
 ]
 
 

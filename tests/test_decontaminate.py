@@ -3,15 +3,13 @@
 import json
 from random import Random
 
-import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from data.carry import LISTED
-from data.decontaminate import bare, bits
 from data.normal import normalized
-from data.pairs import instruction_prompt
+from data.pairs import instruction_prompt, pair_of, teaches_nothing
+from data.tally import LISTED
 from gpt.command import UserError
 from tests.shaping import lines, read, shape, texts, write
 
@@ -58,9 +56,12 @@ def test_what_goes_is_what_sets_of_strings_have_in_common(tmp_path_factory, give
     given_rows = [row | {"id": i} for i, row in enumerate(given_rows)]
     file, test = write(folder / "in.jsonl", given_rows), write(folder / "test.jsonl", others)
     words = ["decontaminate", file, "--against", test, "--out", "out.jsonl", "--ngram", n, "--common", common]
-    same, sharing, met = by_sets(given_rows, others, n, common)
-    if len({*same, *sharing}) == len(given_rows):
-        with pytest.raises(UserError, match="no row is left"):
+    pairs = [row for row in given_rows if not teaches_nothing(pair_of(row, 1, ""))]
+    same, sharing, met = by_sets(pairs, others, n, common)
+    if len({*same, *sharing}) == len(pairs):
+        nothing = not any(normalized(row["prompt"]) or any(ngrams(t, n) for t in pair_texts(row)) for row in others)
+        expected = "no text to compare" if nothing else "no row is left" if pairs else "no pair is left to learn from"
+        with pytest.raises(UserError, match=expected):
             shape(folder, *words)
         assert not (folder / "out.jsonl").exists()
         return
@@ -71,9 +72,10 @@ def test_what_goes_is_what_sets_of_strings_have_in_common(tmp_path_factory, give
         assert "no text to compare with" in str(error) and nothing
         assert not any(normalized(row["prompt"]) for row in others)
         return
-    kept = [row for i, row in enumerate(given_rows) if i not in same and i not in sharing]
+    kept = [row for i, row in enumerate(pairs) if i not in same and i not in sharing]
     assert texts(read(folder / "out.jsonl")) == texts(kept)
-    named = ", ".join(str(i + 1) for i in same[:LISTED])
+    named = ", ".join(str(pairs[i]["id"] + 1) for i in same[:LISTED])
+    assert said["read"].startswith(f"{len(given_rows)} row") and ("dropped" in said) == (len(pairs) < len(given_rows))
     assert said["same prompt"].startswith(f"{len(same)} row") and named in said["same prompt"]
     assert not n or said[f"same {n} words"].startswith(f"{len(sharing)} more row")
     assert said["found"].startswith(f"{met} of {len(others)} row")
@@ -115,14 +117,6 @@ def test_the_template_of_instruction_rows_gives_nothing_away(tmp_path):
     assert said["found"] == "2 of 3 rows (66.7%) of test.jsonl"
 
 
-@given(st.text(max_size=20), st.text(max_size=20))
-def test_bare_takes_the_template_away(instruction, given_input):
-    expected = instruction + ("\n" + given_input if given_input else "")
-    if "\n\n### Input:\n" not in expected:
-        assert bare(instruction_prompt(instruction, given_input)) == expected
-    assert bare(expected) == expected
-
-
 def test_a_phrase_of_many_prompts_is_passed_over_but_not_one_of_many_pairs_of_one_prompt(tmp_path):
     phrase = "as a large language model I can not have an opinion on such a thing"
     rows = [{"prompt": f"{i} is a prompt", "chosen": phrase, "rejected": f"{i}"} for i in range(40)]
@@ -137,6 +131,19 @@ def test_a_phrase_of_many_prompts_is_passed_over_but_not_one_of_many_pairs_of_on
     with pytest.raises(UserError, match="no row is left"):
         write(tmp_path / "few.jsonl", rows[:10])
         shape(tmp_path, "decontaminate", "few.jsonl", "--against", "test.jsonl", "--out", "-")
+
+
+def test_prompts_are_told_apart_exactly_up_to_any_number(tmp_path):
+    phrase = "as a large language model I can not have an opinion on such a thing"
+    write(tmp_path / "test.jsonl", [{"prompt": "x", "chosen": phrase}])
+    write(
+        tmp_path / "in.jsonl",
+        [{"prompt": f"{i % 100}", "chosen": f"{phrase} {i}"} for i in range(300)] + [{"prompt": "q", "chosen": "a"}],
+    )
+    words = ["decontaminate", "in.jsonl", "--against", "test.jsonl", "--out", "-"]
+    for common, passed in ((99, True), (100, False), (10**12, False)):
+        said = lines(shape(tmp_path, *words, "--common", common))
+        assert said["written"].startswith("301 rows" if passed else "1 row ") and ("common" in said) == passed
 
 
 def test_a_test_that_is_no_pair_is_compared_text_by_text(tmp_path):
@@ -163,11 +170,6 @@ def test_several_files_are_counted_each(tmp_path):
     assert [row["prompt"] for row in read(tmp_path / "out.jsonl")] == ["c", "d", "e"]
 
 
-@given(st.lists(st.integers(0, 2**64 - 1), max_size=5))
-def test_bits_are_those_of_the_binary_number(values):
-    assert bits(np.array(values, np.uint64)).tolist() == [f"{value:b}".count("1") for value in values]
-
-
 def test_the_real_rows_give_their_own_held_out_prompts_away(tmp_path, shared):
     file = shared / "data" / "instruction-data-with-preference.json"
     shape(tmp_path, "split", file, "--out", tmp_path)
@@ -180,8 +182,9 @@ def test_the_real_rows_give_their_own_held_out_prompts_away(tmp_path, shared):
     def prompt(row: dict) -> str:
         return normalized(row["instruction"] + "\n" + row["input"])
 
-    expected = [row for row in json.loads(file.read_text()) if prompt(row) not in {prompt(row) for row in held}]
-    assert read(tmp_path / "out.jsonl") == expected and len(expected) <= 1100 - len(held)
+    there = [row for row in json.loads(file.read_text()) if row["chosen"] != row["rejected"]]
+    expected = [row for row in there if prompt(row) not in {prompt(row) for row in held}]
+    assert read(tmp_path / "out.jsonl") == expected and len(expected) <= 1094 - len(held)
 
 
 def test_instructions_with_a_plain_answer_are_compared_as_prompts(tmp_path):

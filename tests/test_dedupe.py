@@ -8,6 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.normal import normalized
+from data.tally import summary
+from data.turns import instruction_prompt
 from gpt.command import UserError
 from tests.shaping import extra, lines, read, shape, texts, write
 
@@ -56,15 +58,19 @@ def test_what_stays_is_what_a_loop_keeps_and_once_more_nothing_goes(
     folder = tmp_path_factory.mktemp("dedupe")
     file = write(folder / "in.json", given_rows, as_list)
     flags = ["--by", by, "--contradictions", "drop" if drop else "keep"] + ["--near"] * near
-    kept, repeats, contradictions = by_a_loop(given_rows, near, by, drop)
+    pairs = [row for row in given_rows if row["chosen"] != row["rejected"]]
+    kept, repeats, contradictions = by_a_loop(pairs, near, by, drop)
     if not kept:
-        with pytest.raises(UserError, match="no row is left"):
+        with pytest.raises(UserError, match="no row is left" if pairs else "no pair is left to learn from"):
             shape(folder, "dedupe", file, "--out", "out.jsonl", *flags)
         return
     said = lines(shape(folder, "dedupe", file, "--out", "out.jsonl", *flags))
     assert texts(read(folder / "out.jsonl")) == texts(kept)
     assert said["repeats"].startswith(f"{repeats} row") and said["written"].startswith(f"{len(kept)} row")
     assert said.get("contradictions", "0").split()[0] == str(contradictions)
+    same = [i for i, row in enumerate(given_rows, 1) if row["chosen"] == row["rejected"]]
+    assert said["read"].startswith(f"{len(given_rows)} row") and ("dropped" in said) == bool(same)
+    assert not same or said["dropped"].startswith(summary({"chosen equal to rejected": same}))
     again = lines(shape(folder, "dedupe", folder / "out.jsonl", "--out", "again.jsonl", *flags))
     assert (
         again["repeats"].startswith("0 ")
@@ -100,8 +106,16 @@ def test_one_answer_and_the_word_none_are_not_one_pair(tmp_path):
     assert lines(shape(tmp_path, "dedupe", "in.jsonl", "--out", "-"))["written"].startswith("2 rows")
 
 
+def test_the_template_of_an_instruction_makes_no_difference_to_near(tmp_path):
+    row = {"chosen": "a", "rejected": "b"}
+    prompts = [instruction_prompt("Add.", "2 + 3"), "add 2 + 3", "add 2 - 3"]
+    write(tmp_path / "in.jsonl", [row | {"prompt": prompt} for prompt in prompts])
+    said = lines(shape(tmp_path, "dedupe", "in.jsonl", "--near", "--out", "-"))
+    assert said["repeats"] == "1 row with nearly the pair of one before: row 2 (as 1)"
+
+
 def test_contradictions_are_said_and_dropped_on_demand(tmp_path):
-    pairs = [("p", "a", "b"), ("q", "a", "b"), ("p", "b", "a"), ("r", "a", "a"), ("q", "c", "a")]
+    pairs = [("p", "a", "b"), ("q", "a", "b"), ("p", "b", "a"), ("r", "a", "c"), ("q", "c", "a")]
     write(tmp_path / "in.jsonl", [dict(zip(("prompt", "chosen", "rejected"), pair)) for pair in pairs])
     said = lines(shape(tmp_path, "dedupe", "in.jsonl", "--out", "out.jsonl"))["contradictions"]
     assert (
@@ -120,7 +134,10 @@ def test_contradictions_are_said_and_dropped_on_demand(tmp_path):
 def test_the_real_rows_repeat_25_prompts_and_no_pair(tmp_path, shared):
     file = shared / "data" / "instruction-data-with-preference.json"
     said = lines(shape(tmp_path, "dedupe", file, "--by", "prompt", "--out", "out.jsonl"))
-    assert said["repeats"].startswith("25 rows with the prompt") and len(read(tmp_path / "out.jsonl")) == 1075
-    assert lines(shape(tmp_path, "dedupe", file, "--out", "-"))["repeats"].startswith("0 rows")
+    assert said["repeats"].startswith("25 rows with the prompt") and len(read(tmp_path / "out.jsonl")) == 1069
+    said = lines(shape(tmp_path, "dedupe", file, "--out", "-"))
+    assert said["repeats"].startswith("0 rows") and said["dropped"].startswith(
+        "chosen equal to rejected: 6 pairs (rows "
+    )
     near = lines(shape(tmp_path, "dedupe", file, "--near", "--by", "prompt", "--out", "near.jsonl"))["repeats"]
-    assert int(near.split()[0]) == 1100 - len(read(tmp_path / "near.jsonl")) >= 25
+    assert int(near.split()[0]) == 1094 - len(read(tmp_path / "near.jsonl")) >= 25

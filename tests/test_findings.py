@@ -7,12 +7,12 @@ from statistics import median
 
 import pytest
 
-from data.carry import number_of
 from data.census import ODDITIES
 from data.check import counted
-from data.findings import Line, findings, percent, rows_of
+from data.findings import Line, findings, percent
 from data.pairs import Pair, split
 from data.rules import preference_rows, row_pairs, sft_rows
+from data.tally import number_of, rows_listed
 from dpo.store import encode
 
 
@@ -48,7 +48,7 @@ def test_counts_repeats_and_splits_are_those_of_a_loop(many):
     )
     assert nearly == {"pairs": 3, "rows": [80, 81, 82]}
     (mark,) = lines["duplicates"].marks
-    assert mark.startswith(f"rows {', '.join(map(str, sorted(whole['rows'] + nearly['rows'])[:5]))}, ...: ")
+    assert mark.startswith(f"rows {', '.join(map(str, sorted(whole['rows'] + nearly['rows'])))}: ")
     training, held_out = split(many, 0.3)
     assert lines["split"].text.startswith(
         f"{len(training)} to train on, {len(held_out)} held out (--held-out 0.3); on both sides: "
@@ -105,7 +105,7 @@ def test_what_does_not_fit_is_what_training_cuts_or_leaves_out(many, tokenizer):
         expected = {"prompt cut": {"pairs": len(cut), "rows": cut}, "left out": {"pairs": len(out), "rows": out}}
         assert line.figures == {"max length": max_length} | expected
         assert line.text.startswith(f"{number_of(len(cut) + len(out), 'pair')} of more than {max_length} tokens")
-        assert [mark.split(":")[0] for mark in line.marks] == [rows_of(rows, len(rows)) for rows in (cut, out) if rows]
+        assert [mark.split(":")[0] for mark in line.marks] == [rows_listed(rows) for rows in (cut, out) if rows]
         seen.add((bool(cut), bool(out)))
     assert len(seen) >= 3  # some cut, some left out, neither
 
@@ -193,7 +193,7 @@ def test_an_oddity_is_marked_where_more_pairs_have_it_than_is_usual(name):
         lines = lines_of(pairs)
         assert lines[name].figures == {"pairs": count, "rows": list(range(1, count + 1))}
         assert lines[name].text.startswith("1 pair with " if count == 1 else f"{count} pairs with ")
-        rows = "row 1" if count == 1 else "rows 1, 2, 3, 4, 5, ..."
+        rows = "row 1" if count == 1 else f"rows 1, 2, 3, 4, 5, 6, 7, 8, 9, 10 and {count - 10} more"
         assert bool(lines[name].marks) == (count / 1000 > tolerated)
         assert lines[name].marks[0].startswith(f"{rows}: ") if lines[name].marks else f"({rows})" in lines[name].text
         assert lines["no pair has"].figures["names"] == [
@@ -215,16 +215,3 @@ def test_names_of_a_file_are_told_so_that_they_do_no_harm():
     lines = lines_of(pairs)
     assert "\x1b" not in "".join(line.text for line in lines.values())
     assert lines["families"].text == r"red\x1b[31m\n 1" and r"<|\x1b[31m|> 1" in lines["special tokens"].text
-
-
-@pytest.mark.parametrize(
-    "rows, count, expected",
-    [
-        ([3], 1, "row 3"),
-        ([3, 4], 2, "rows 3, 4"),
-        ([[3, 4]], 1, "rows 3 and 4"),
-        (list("123456"), 9, "rows 1, 2, 3, 4, 5, ..."),
-    ],
-)
-def test_rows_are_listed(rows, count, expected):
-    assert rows_of(rows, count) == expected

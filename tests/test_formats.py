@@ -2,10 +2,11 @@
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from data.fields import FIELDS
@@ -14,7 +15,7 @@ from data.pairs import Pair, pair_of, read_pairs
 from data.ratings import NoPair
 from data.turns import instruction_prompt
 from gpt.command import UserError
-from tests.preferences import SAME, Preference, chat_apart, hh_texts, preferences, sharegpt
+from tests.preferences import FORMAT, SAME, Preference, chat_apart, hh_texts, instruction, plain, preferences, sharegpt
 
 HELLO = Preference("", [], "Say hello.", "Good morning!", "What?")
 HH = dict(zip(("chosen", "rejected"), hh_texts(HELLO)))
@@ -48,8 +49,13 @@ def test_each_format_is_known_by_its_rows_and_a_row_of_each_is_known():
 
 @given(preferences)
 def test_no_dialogue_is_taken_for_another_format(one):
-    known = {"sharegpt": "sharegpt", "sharegpt_system": "sharegpt", "history": "instruction", "scored": "ratings"}
-    assert all(fitting(write(one)) == [known.get(write.__name__, "chat")] for write in SAME)
+    for write in (*SAME, plain, instruction):
+        name = FORMAT.get(write.__name__, "chat")
+        found = fitting(write(one))
+        assert found[0] == name and found[1:] in ([], ["hh"])
+        if found[1:]:  # what is asked may stand once more in what then would be a whole dialogue
+            assert one.asked.strip() in one.chosen and one.chosen.startswith(("Human:", "\n\nHuman:"))
+        assert fitting(write(one) | {"format": name}) == [name]
 
 
 def test_null_is_absent():
@@ -81,6 +87,10 @@ DOUBTFUL = [
     (ROWS["sharegpt"] | ROWS["prompt"], ["sharegpt", "prompt"]),
     (ROWS["chat"] | {"generations": ["a", "b"], "ratings": [1, 2]}, ["chat", "ratings"]),
     (HH | {"prompt": "Say hello."}, ["prompt", "hh"]),  # the prompt would stand in the text twice
+    (HH | {"prompt": "\n\nHuman: Say hello.\n\nAssistant:"}, ["prompt", "hh"]),
+    (HH | {"prompt": ""}, ["prompt", "hh"]),
+    (HH | {"instruction": "Say hello. "}, ["instruction", "hh"]),
+    (sharegpt(HELLO) | HH, ["sharegpt", "hh"]),
 ]
 
 
@@ -92,6 +102,21 @@ def test_a_row_that_could_be_two_is_refused_unless_it_is_said_which(read, row, n
     with pytest.raises(UserError) as caught:
         read(ROWS["prompt"], row)
     assert "row 2 could be " in str(caught.value) and "row 1 is 'prompt'" in str(caught.value)
+    for name in names:
+        assert fitting(row | {"format": name}) == [name]
+    assert fitting(row | {"format": "jsonl"}) == fitting(row | {"format": ["hh"]}) == fitting(row)
+
+
+@pytest.mark.parametrize(
+    "asked", [{"prompt": "Quote it."}, {"instruction": "Quote it."}, {"prompt": "Hello? Say hello."}]
+)
+def test_an_answer_that_quotes_a_dialogue_is_an_answer(read, asked):
+    (pair,) = read(HH | asked)
+    assert pair.chosen == HH["chosen"] and pair.prompt == asked.get("prompt", instruction_prompt("Quote it."))
+
+
+def test_a_field_format_makes_nothing_of_a_row_that_it_is_not():
+    assert fitting(ROWS["chat"] | {"format": "hh"}) == ["chat"] and fitting({"format": "hh"}) == []
 
 
 def test_a_format_that_is_said_holds_for_every_row():
@@ -172,19 +197,33 @@ ODDITIES = {
 @pytest.mark.parametrize("name", ODDITIES)
 @pytest.mark.parametrize("write", SAME, ids=lambda write: write.__name__)
 def test_oddities_come_through_every_format_as_they_are(tmp_path, name, write):
-    one, file = ODDITIES[name], tmp_path / "pairs"
+    one = ODDITIES[name]
+    for pairs in ways(tmp_path / "pairs", write(one)):
+        assert [pair[:3] for pair in pairs] == [(one.prompt, one.chosen, one.rejected)]
+
+
+def ways(file: Path, row: dict) -> Iterator[list[Pair]]:
+    """The pairs of a row as JSONL with escapes, as JSONL of Windows with a byte order mark, as a list with one."""
     for ending, escaped, around in (("\n", True, "{}"), ("\r\n", False, "\ufeff{}"), ("\r\n", False, "\ufeff[{}]")):
-        row = json.dumps(write(one), ensure_ascii=escaped, indent=2 if "[" in around else None)
-        file.write_bytes((around.format(row.replace("\n", ending)) + ending).encode())
-        assert [pair[:3] for pair in read_pairs(file)] == [(one.prompt, one.chosen, one.rejected)]
+        text = json.dumps(row, ensure_ascii=escaped, indent=2 if "[" in around else None)
+        file.write_bytes((around.format(text.replace("\n", ending)) + ending).encode())
+        yield read_pairs(file)
 
 
 @pytest.mark.parametrize("name", ODDITIES)
 def test_oddities_come_through_hh_to_the_last_byte(tmp_path, name):
     chosen, rejected = hh_texts(ODDITIES[name])
-    (tmp_path / "hh").write_text(json.dumps({"chosen": chosen, "rejected": rejected}))
-    (pair,) = read_pairs(tmp_path / "hh")
-    assert (pair.prompt + pair.chosen, pair.prompt + pair.rejected) == (chosen, rejected)
+    for (pair,) in ways(tmp_path / "hh", {"chosen": chosen, "rejected": rejected}):
+        assert (pair.prompt + pair.chosen, pair.prompt + pair.rejected) == (chosen, rejected)
+
+
+@pytest.mark.parametrize("name", ODDITIES)
+def test_oddities_come_through_prompts_and_instructions_as_they_are(tmp_path, name):
+    one = ODDITIES[name]
+    for (pair,) in ways(tmp_path / "prompt", plain(one)):
+        assert pair[:3] == (one.asked, one.chosen, one.rejected)
+    for (pair,) in ways(tmp_path / "instruction", instruction(one)):
+        assert pair[:3] == (instruction_prompt(one.asked), one.chosen, one.rejected)
 
 
 def test_an_empty_answer_is_dropped_in_every_format(read):
@@ -232,16 +271,31 @@ def test_any_row_is_a_pair_or_no_pair_or_one_line_that_names_it(row, format):
         assert pair.margin is None or isinstance(pair.margin, float)
 
 
-@given(st.lists(rows | st.sampled_from(list(ROWS.values())), min_size=1, max_size=4))
-def test_any_file_of_rows_is_pairs_or_one_line_that_names_file_and_row(tmp_path_factory, several):
+arbitrary = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=3), max_leaves=8
+)
+
+
+@given(st.lists(rows | arbitrary | st.sampled_from(list(ROWS.values())), min_size=1, max_size=4))
+def test_any_file_of_rows_is_pairs_or_one_line_that_names_file_and_the_first_bad_row(tmp_path_factory, several):
+    assume(not isinstance(several[0], list))  # or the file is one list
     file: Path = tmp_path_factory.getbasetemp() / "any.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in several))
-    try:
-        pairs = read_pairs(file)
-    except UserError as error:
-        assert str(file) in str(error) and re.search("row |line |no rows", str(error))
-    else:
-        assert pairs
+
+    def read(rows: list) -> str:
+        """What is said of a file of these rows, "" where it has pairs."""
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        try:
+            return "" if read_pairs(file) else "none"
+        except UserError as error:
+            assert str(file) in str(error) and len(str(error).splitlines()) == 1
+            return str(error)
+
+    said = read(several)
+    if said and "no pair is left" not in said:
+        bad = int(re.search(r"any.jsonl, (?:row|line) (\d+)", said)[1])
+        before = read(several[: bad - 1])
+        assert not before or "no pair is left" in before
+        assert read(several[:bad]) == said
 
 
 def test_scores_further_apart_than_a_margin_may_be_are_refused_here_and_not_only_when_read_again():

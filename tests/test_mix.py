@@ -1,6 +1,8 @@
 """data/mix.py: how many rows of which file, each as likely as any other."""
 
 import math
+import re
+import shlex
 from collections import Counter
 from fractions import Fraction
 from itertools import combinations
@@ -10,8 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data.convert import Convert, convert
 from data.mix import apportioned, drawn, weighed
-from gpt.command import UserError
+from data.pairs import read_pairs
+from gpt.command import UserError, parse
 from tests.shaping import lines, read, rows, shape, texts, write
 
 # Sample
@@ -114,6 +118,76 @@ def test_the_files_are_mixed_throughout_and_each_row_as_likely(tmp_path):
         taken.update(row["a"] for row in found if "a" in row)
     assert 220 < firsts["a"] < 310  # of 400, about 267: standard deviation 8 or so
     assert len(taken) > 95 and max(taken.values()) < 22  # each about 8 times of 40
+
+
+CHAT = {"prompt": [{"role": "user", "content": "p"}], "chosen": "a", "rejected": "b"}
+TEXT = {"prompt": "p", "chosen": "a", "rejected": "b"}
+
+
+@pytest.mark.parametrize(
+    "one, other, expected",
+    [
+        (CHAT, TEXT, "my a.jsonl, row 1 is 'chat' (messages with role and content), and b.jsonl, row 1 is 'prompt' ("),
+        (CHAT, TEXT, "make pairs first, python data/build.py convert 'my a.jsonl' --out NEW, and mix NEW in its place"),
+        (TEXT, CHAT, "make pairs first, python data/build.py convert b.jsonl --out NEW, and mix NEW in its place"),
+        (TEXT, {"instruction": "i", "chosen": "a", "rejected": "b"}, "b.jsonl, row 1 is 'instruction'"),
+        (
+            TEXT,
+            {"n": 1},
+            "b.jsonl, row 1 is no pair of any format; no reader takes a file of both: put each kind of row in",
+        ),
+        ({"n": 1}, TEXT, "my a.jsonl, row 1 is no pair of any format, and b.jsonl, row 1 is 'prompt'"),
+        (TEXT, {"prompt": CHAT["prompt"]}, "b.jsonl, row 1 is 'chat'"),
+    ],
+)
+def test_files_of_two_formats_are_refused_before_anything_is_written(tmp_path, one, other, expected):
+    write(tmp_path / "my a.jsonl", [one] * 3)
+    write(tmp_path / "b.jsonl", [other] * 3)
+    with pytest.raises(UserError) as caught:
+        shape(tmp_path, "mix", "my a.jsonl:1", "b.jsonl:1", "--out", "out.jsonl")
+    assert expected in str(caught.value) and "no reader takes a file of both" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1 and len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_row_of_another_format_is_found_wherever_it_stands(tmp_path):
+    write(tmp_path / "a.jsonl", [TEXT] * 3)
+    write(tmp_path / "b.jsonl", [TEXT, TEXT, CHAT])
+    for words in (["a.jsonl:1", "b.jsonl:1"], ["b.jsonl:1"]):
+        with pytest.raises(UserError, match="b.jsonl, row 3 is 'chat' .* no reader takes a file of both: "):
+            shape(tmp_path, "mix", *words, "--out", "out.jsonl")
+    shape(tmp_path, "sample", "b.jsonl", "--count", 3, "--out", "out.jsonl")
+
+
+def test_what_the_refusal_of_two_formats_says_makes_one_file_of_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "a.jsonl", [TEXT] * 3)
+    write(tmp_path / "b b.jsonl", [CHAT] * 3)
+    with pytest.raises(UserError) as caught:
+        shape(tmp_path, "mix", "a.jsonl:1", "b b.jsonl:1", "--out", "out.jsonl")
+    words = shlex.split(re.search(r"(python data/build.py convert .*), and", str(caught.value))[1])[3:]
+    convert(parse(Convert, words))
+    shape(tmp_path, "mix", "a.jsonl:1", "NEW:1", "--out", "out.jsonl")
+    assert len(read_pairs("out.jsonl")) == 6
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        CHAT,
+        TEXT,
+        {"prompt": "p"},
+        {"prompt": "p", "chosen": "a"},
+        {"n": 1},
+        {"prompt": "p", "responses": ["a", "b"], "scores": [1, 1]},
+    ],
+)
+def test_files_of_one_format_are_mixed_and_no_row_is_left_out(tmp_path, row):
+    """Also one of which training makes no pair."""
+    for name in "ab":
+        write(tmp_path / f"{name}.jsonl", [row] * 3)
+    shape(tmp_path, "mix", "a.jsonl:1", "b.jsonl:1", "--out", "out.jsonl")
+    shape(tmp_path, "sample", "out.jsonl", "--count", 9, "--out", "sample.jsonl")
+    assert read(tmp_path / "out.jsonl") == read(tmp_path / "sample.jsonl") == [row] * 6
 
 
 def test_a_source_field_names_the_file_and_nothing_else_changes(tmp_path):

@@ -3,10 +3,11 @@
 import unicodedata
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from data.normal import normalized
+from data.normal import normalized, normalized_prompt
+from data.turns import instruction_prompt
 
 EQUAL = [
     ("What is 5 * 3?", "what  is\n5*3"),
@@ -67,3 +68,31 @@ def test_a_text_dressed_up_in_any_way_is_the_same_text(parts):
 def test_what_comes_out_is_words_with_single_spaces_between_and_nothing_only_of_nothing(text):
     found = normalized(text)
     assert found == " ".join(found.split()) and bool(found) == bool(unicodedata.normalize("NFKC", text).split())
+
+
+ascii_texts = st.text(st.characters(max_codepoint=127) | st.sampled_from("55--.,_ \t\x1c\x1f"), max_size=20)
+
+
+@given(ascii_texts)
+@example("5\x1c3")
+@example("5 \x1f*\x1d3")
+def test_plain_text_is_the_same_by_either_way_of_searching(text):
+    """A soft hyphen, which is left out, makes the text one that is not ASCII."""
+    assert normalized(text + " x\xad") == normalized(text + " x")
+
+
+@given(
+    st.text(),
+    st.sampled_from([str.upper, str.title, lambda text: f"\n {text}\t", lambda text: text.replace(" ", "\r\n  ")]),
+)
+def test_copies_in_another_case_with_other_white_space_are_equal(text, change):
+    plain = text.encode("ascii", "ignore").decode()
+    assert normalized(change(plain)) == normalized(plain)
+
+
+@given(st.text(max_size=20), st.text(max_size=20))
+def test_the_template_of_an_instruction_does_not_count(instruction, given_input):
+    asked = instruction + ("\n" + given_input if given_input else "")
+    if "\n\n### Input:\n" not in asked:
+        assert normalized_prompt(instruction_prompt(instruction, given_input)) == normalized(asked)
+    assert normalized_prompt(asked) == normalized(asked)

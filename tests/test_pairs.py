@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from data.pairs import FIELDS, Pair, instruction_prompt, read_pairs, summary, teaches_nothing, write_rows
+from data.pairs import FIELDS, Pair, instruction_prompt, read_pairs, teaches_nothing, write_rows
 from gpt.command import UserError
 
 GOOD = {"prompt": "Say hello.", "chosen": "Good morning!", "rejected": "What?"}
@@ -248,15 +248,6 @@ def test_what_teaches_nothing_is_dropped_and_counted_by_reason_and_row(read):
 
 def test_answers_that_differ_in_a_space_alone_are_kept(read):
     assert len(read(json.dumps([GOOD | {"rejected": GOOD["chosen"] + " "}]))) == 1
-
-
-def test_a_summary_counts_everything_and_shows_the_first_rows():
-    assert (
-        summary({"an empty answer": [3, 7], "chosen equal to rejected": [9]})
-        == "an empty answer: 2 pairs (rows 3, 7); chosen equal to rejected: 1 pair (row 9)"
-    )
-    assert summary({"x": list(range(1, 9))}) == "x: 8 pairs (rows 1, 2, 3, 4, 5, ...)"
-    assert summary({}) == ""
 
 
 # Real rows

@@ -54,7 +54,7 @@ BAD = [
     ("no out", "dedupe in.jsonl", "--out"),
     ("no fraction", "split in.jsonl --out new --held-out 2", "--held-out is 2.0"),
     ("all on one side", "split in.jsonl --out new --held-out 0", "all 3 rows (3 prompts) would be kept to train on"),
-    ("out is a file", "split in.jsonl --out in.jsonl", "in.jsonl"),
+    ("out is a file", "split in.jsonl --out in.jsonl", "--out in.jsonl is a file; two are written, so name a folder"),
     ("out is a folder", "dedupe in.jsonl --out folder", "folder is a folder"),
     ("written over what is read", "dedupe in.jsonl --out ./in.jsonl", "--out ./in.jsonl is in.jsonl, which is read"),
     (
@@ -64,8 +64,12 @@ BAD = [
     ),
     ("written over a source", "mix in.jsonl:1 --out in.jsonl", "which is read"),
     ("split over what is read", "split halves/train.jsonl --out halves", "which is read"),
-    ("empty file", "dedupe empty.jsonl --out new", "empty.jsonl has no rows"),
-    ("empty file to split", "split empty.jsonl --out new", "empty.jsonl has no rows"),
+    ("empty file", "dedupe empty.jsonl --out new", "the file has no rows"),
+    (
+        "empty file to split",
+        "split empty.jsonl --out new",
+        "empty.jsonl: no pair is left to learn from: the file has no rows",
+    ),
     ("empty file to mix", "mix in.jsonl:1 empty.jsonl:1 --out new", "empty.jsonl has no rows"),
     ("empty file to sample", "sample empty.jsonl --count 3 --out new", "empty.jsonl has no rows"),
     ("empty test", "decontaminate in.jsonl --against empty.jsonl --out new", "empty.jsonl: there is no text"),
@@ -89,7 +93,7 @@ BAD = [
     ("no count", "sample in.jsonl --count 0 --out new", "--count is 0"),
     ("no way to compare", "dedupe in.jsonl --by answer --out new", "--by"),
     ("too short", "decontaminate in.jsonl --against other.jsonl --ngram -1 --out new", "--ngram is -1"),
-    ("too common", "decontaminate in.jsonl --against other.jsonl --common 99 --out new", "--common is 99"),
+    ("common to none", "decontaminate in.jsonl --against other.jsonl --common 0 --out new", "--common is 0"),
     ("no test", "decontaminate in.jsonl --out new", "--against"),
     ("a pipe", "dedupe pipe --out new", "pipe is no regular file"),
 ]
@@ -134,11 +138,25 @@ def test_a_refusal_is_one_line_on_stderr_and_code_2(folder):
     assert done.stdout == "" and len(done.stderr.splitlines()) == 1 and done.stderr.startswith("error: 'in.jsonl:some'")
 
 
+DASH = {
+    "split": ["in.jsonl", "--held-out", 0.5],
+    "dedupe": ["in.jsonl"],
+    "decontaminate": ["in.jsonl", "--against", "other.jsonl"],
+    "mix": ["in.jsonl:1"],
+    "sample": ["in.jsonl", "--count", 1],
+}
+
+
 @pytest.mark.parametrize("name", SHAPE)
-def test_help_shows_the_flags(name, capsys):
+def test_out_dash_shows_the_report_and_writes_nothing_as_help_says(folder, name, capsys):
     with pytest.raises(SystemExit):
         parse(SHAPE[name][1], ["--help"], "build.py")
-    assert "--out" in capsys.readouterr().out
+    assert "- for none, to see the report only" in " ".join(capsys.readouterr().out.split())
+    write(folder / "-", [{"a": 1}])  # a file of that name stays as it is
+    before = {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+    said = shape(folder, name, *DASH[name], "--out", "-")
+    assert said.count("nowhere (--out -)") == (2 if name == "split" else 1)
+    assert {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")} == before
 
 
 PEAK = """

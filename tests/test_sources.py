@@ -2,18 +2,21 @@
 
 import gzip
 import json
+import shlex
 import subprocess
 import sys
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data.convert import Convert, convert
 from data.pairs import stream_pairs
 from data.reading import stream_rows
-from data.sources import sources
-from gpt.command import UserError
+from data.sources import SAFE, sources
+from gpt.command import UserError, parse
 from tests.processes import ENVIRONMENT, ROOT, call
 
 ROWS = [{"prompt": f"p {i} 😀\r\n", "chosen": f"yes {i}", "rejected": "no", "score_chosen": i / 4} for i in range(2500)]
@@ -116,6 +119,31 @@ def test_a_file_that_is_packed_is_refused_where_rows_must_be_found_again(tmp_pat
             assert str(caught.value) == f"{tmp_path / name} is {kind}; unpack it first: {convert}"
 
 
+def test_the_hint_at_what_is_packed_names_a_new_file_and_is_a_command_as_it_stands(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, expected in (
+        ("pairs.jsonl", "pairs-unpacked.jsonl"),
+        ("my pairs.gz", "my pairs.jsonl"),
+        (".gz", "pairs.jsonl"),
+    ):
+        (tmp_path / name).write_bytes(gzip.compress(lines(ROWS[:3])))
+        with pytest.raises(UserError) as caught:
+            list(stream_rows(Path(name)))
+        python, build, *words = shlex.split(str(caught.value).partition("first: ")[2])
+        assert words == ["convert", name, "--out", expected]
+        convert(parse(Convert, words[1:]))
+        assert [row.value for row in stream_rows(Path(expected))] and len(values(name)) == 3
+        for file in tmp_path.iterdir():
+            file.unlink()
+
+
+def test_a_file_of_a_folder_that_is_read_is_not_written_over(tmp_path, parquet):
+    parquet(tmp_path / "data" / "a.parquet", ROWS[:3])
+    with pytest.raises(UserError, match="a.parquet, which is read; name another file"):
+        convert(Convert(files=[str(tmp_path / "data")], out=str(tmp_path / "data" / ".." / "data" / "a.parquet")))
+    assert values(tmp_path / "data") == ROWS[:3]
+
+
 @pytest.mark.slow
 def test_the_trainer_says_to_convert_first(tmp_path):
     (tmp_path / "pairs.jsonl.gz").write_bytes(gzip.compress(lines(ROWS)))
@@ -213,8 +241,32 @@ def test_a_package_that_is_missing_is_named_with_the_command_that_installs_it(tm
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "datasets", None)
-    assert refusal(tmp_path / "a.parquet").endswith("is Parquet; to read that: pip install pyarrow")
-    assert refusal("hub:OWNER/NAME").endswith("to read those: pip install datasets")
+    assert refusal(tmp_path / "a.parquet").endswith("is Parquet; to read that: pip install 'pyarrow>=14.0.1'")
+    assert refusal("hub:OWNER/NAME").endswith("to read those: pip install 'datasets>=4'")
+
+
+@pytest.mark.parametrize(
+    "package, old, new",
+    [("pyarrow", "14.0.0", "14.0.1"), ("pyarrow", "9.0", "15.0.0.dev3"), ("datasets", "3.6.0", "4.0")],
+)
+def test_a_package_so_old_that_a_file_makes_it_run_code_reads_nothing(
+    tmp_path, parquet, monkeypatch, package, old, new
+):
+    parquet(tmp_path / "a.parquet", ROWS[:3])
+    module = pytest.importorskip(package, reason=f"{package} is absent (pip install {package})")
+    name = tmp_path / "a.parquet" if package == "pyarrow" else "hub:OWNER/NAME"
+    monkeypatch.setattr(module, "__version__", old)
+    assert refusal(name).endswith(f"brings along: pip install '{package}>={SAFE[package]}'") and old in refusal(name)
+    monkeypatch.setattr(module, "__version__", new)
+    if package == "pyarrow":
+        assert values(name) == ROWS[:3]
+
+
+def test_the_versions_that_are_safe_are_those_that_are_installed():
+    setup = ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    extras = setup["options.extras_require"]
+    assert [extras["parquet"], extras["datasets"]] == [f"{name}>={least}" for name, least in SAFE.items()]
 
 
 def test_files_that_are_not_there_and_folders_without_any_are_refused(tmp_path):

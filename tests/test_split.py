@@ -1,6 +1,7 @@
 """data/split.py: the sides that the trainer would choose."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -21,9 +22,10 @@ def halves(folder: Path) -> list[list]:
 def test_the_sides_part_the_file_as_the_trainer_does(tmp_path_factory, given_rows, held_out, as_list):
     folder = tmp_path_factory.mktemp("split")
     file = write(folder / "in.json", given_rows, as_list)
-    expected = split([pair_of(row, i, "") for i, row in enumerate(given_rows)], held_out)
+    pairs = [pair_of(row, i, "") for i, row in enumerate(given_rows) if row["chosen"] != row["rejected"]]
+    expected = split(pairs, held_out)
     if not all(expected):
-        with pytest.raises(UserError, match="would be"):
+        with pytest.raises(UserError, match="would be" if pairs else "no pair is left to learn from"):
             shape(folder, "split", file, "--out", "out", "--held-out", held_out)
         assert not list(folder.rglob("*.jsonl"))
         return
@@ -34,6 +36,16 @@ def test_the_sides_part_the_file_as_the_trainer_does(tmp_path_factory, given_row
         number = f"{len(side)} row{'s' * (len(side) > 1)} of {prompts} prompt{'s' * (prompts > 1)} to "
         assert said[name].startswith(number)
     assert said["in both"].startswith("0 prompts")
+    assert ("dropped" in said) == (len(pairs) < len(given_rows))
+    there = sorted(folder.rglob("*"))
+    report = shape(folder, "split", file, "--out", "-", "--held-out", held_out)
+    here = re.sub(
+        r"to \S+/(train|held-out).jsonl$",
+        "nowhere (--out -)",
+        "\n".join(f"{k:16}{v}" for k, v in said.items()),
+        flags=re.M,
+    )
+    assert sorted(folder.rglob("*")) == there and lines(report) | {"in both": ""} == lines(here) | {"in both": ""}
 
 
 def test_the_real_rows_fall_on_the_sides_that_training_gives_them(tmp_path, shared, tokenizer):
@@ -41,10 +53,10 @@ def test_the_real_rows_fall_on_the_sides_that_training_gives_them(tmp_path, shar
     shape(tmp_path, "split", file, "--out", tmp_path)
     for examples, name in zip(open_examples(str(file), tokenizer, 10_000, 0.1, None, {}), ("train", "held-out")):
         pairs = [examples.pairs[i] for i in range(len(examples.rows))]
-        # the trainer drops pairs of equal answers, read_pairs does too, and the row is another one
+        # of which the row is another one
         assert [pair[:3] for pair in pairs] == [pair[:3] for pair in read_pairs(tmp_path / f"{name}.jsonl")]
     train, held = halves(tmp_path)
-    assert len(train) + len(held) == 1100 and not {row["instruction"] + row["input"] for row in train} & {
+    assert len(train) + len(held) == 1094 and not {row["instruction"] + row["input"] for row in train} & {
         row["instruction"] + row["input"] for row in held
     }
 
@@ -56,7 +68,9 @@ def test_a_group_stays_on_one_side_and_a_prompt_of_two_groups_is_refused(tmp_pat
     train, held = ({row["group"] for row in half} for half in halves(tmp_path))
     assert train and held and not train & held and len(train | held) == 7
     write(tmp_path / "torn.jsonl", [row | {"prompt": "p", "group": "one"}, row | {"prompt": "p", "group": "two"}])
-    with pytest.raises(UserError, match="rows 1 and 2 have one prompt and two groups"):
+    with pytest.raises(
+        UserError, match="torn.jsonl: rows 1 and 2 have one prompt and two groups .* give a prompt one group"
+    ):
         shape(tmp_path, "split", "torn.jsonl", "--out", "torn")
     assert not list((tmp_path / "torn").iterdir())
 
@@ -66,20 +80,22 @@ def test_prompts_that_are_nearly_on_both_sides_are_said_and_the_advice_takes_the
     prompts = [f"{say} {i}{mark}" for i in range(20) for say, mark in (("Say", "."), ("say", ""), ("SAY ", "!"))]
     prompts += [f"Alone {i}" for i in range(20)]
     write(tmp_path / "in.jsonl", [row | {"prompt": prompt} for prompt in prompts])
-    said = lines(shape(tmp_path, "split", "in.jsonl", "--out", "out", "--held-out", 0.3))["in both"]
+    said = lines(shape(tmp_path, "split", "in.jsonl", "--out", "my out", "--held-out", 0.3))["in both"]
     plain = [
-        [re.sub(r"[^a-z0-9]+", " ", row["prompt"].lower()).strip() for row in half] for half in halves(tmp_path / "out")
+        [re.sub(r"[^a-z0-9]+", " ", row["prompt"].lower()).strip() for row in half]
+        for half in halves(tmp_path / "my out")
     ]
     expected = [
-        row["prompt"] for row, text in zip(read(tmp_path / "out" / "held-out.jsonl"), plain[1]) if text in plain[0]
+        row["prompt"] for row, text in zip(read(tmp_path / "my out" / "held-out.jsonl"), plain[1]) if text in plain[0]
     ]
     assert (
         expected
         and f"{len(expected)} held-out rows have a prompt to train on (rows {prompts.index(expected[0]) + 1}, " in said
+        and "but for case, white space and punctuation" in said
     )
-    advice = said.partition(": decontaminate ")[2].partition(" leaves")[0].split()
-    shape(tmp_path, "decontaminate", *advice, "--out", "clean.jsonl")
-    assert len(read(tmp_path / "clean.jsonl")) == sum(text not in plain[1] for text in plain[0])
+    advice = shlex.split(said.partition(": python data/build.py ")[2].partition(" leaves")[0])
+    shape(tmp_path, *advice)
+    assert len(read(tmp_path / "NEW")) == sum(text not in plain[1] for text in plain[0])
 
 
 def test_a_larger_fraction_keeps_what_a_smaller_one_held_out(tmp_path):
