@@ -114,7 +114,7 @@ def test_replies_of_another_server_are_not_taken_for_this_ones_and_that_is_told(
         with pytest.warns(Notice, match=f"the replies there are of '{MODEL} at {other.address}', not of {MODEL} at"):
             assert ask(server, path, Question("x")) == [Reply("x: 0", "stop")]
         with warnings.catch_warnings():
-            warnings.simplefilter("error")
+            warnings.simplefilter("error", Notice)
             assert ask(server, path, Question("x")) == [Reply("x: 0", "stop")]
             assert ask(other, path, Question("y")) == [Reply("other", "stop")]
     assert len(server.asked) == 1 and len(other.asked) == 2
