@@ -12,8 +12,11 @@ from collections.abc import Sequence
 from statistics import fmean, quantiles
 from typing import NamedTuple
 
+from data.candidates import row_with
+from data.failures import Failures
 from data.pairs import Pair
 from data.scores import Score
+from data.tally import summary
 from gpt.answers import Answer
 from gpt.command import UserError
 
@@ -36,6 +39,7 @@ class Preferences(NamedTuple):
     rows: list[dict]  # of the pairs
     dropped: dict[str, list[int]]  # why a prompt gave none -> its rows
     scores: list[list[float]]  # of all answers
+    failures: Failures  # why some of them are not known
 
 
 def best_and_worst(answers: Sequence[Answer], scores: Sequence[float]) -> tuple[int, int] | str:
@@ -61,7 +65,8 @@ def preferences(
     A prompt with a score that is not known (NaN) gives none. Raises UserError for an infinite one, naming the row, and
     what `score` raises.
     """
-    found = Preferences([], {}, score([prompt.pair for prompt in prompts], answers))
+    failures = Failures()
+    found = Preferences([], {}, score([prompt.pair for prompt in prompts], answers, failures), failures)
     for (pair, head), some, scores in zip(prompts, answers, found.scores):
         if any(map(math.isinf, scores)):
             raise UserError(f"row {pair.row}: an answer's score is not finite ({scores})")
@@ -70,43 +75,48 @@ def preferences(
             best, worst = picked
             gap = scores[best] - scores[worst]
             if gap >= min_gap:
-                found.rows.append(head | {"chosen": some[best].text, "rejected": some[worst].text, "margin": gap})
+                new = {"chosen": some[best].text, "rejected": some[worst].text, "margin": gap}
+                found.rows.append(row_with(head, pair.prompt, new))
                 continue
             picked = CLOSE
         found.dropped.setdefault(picked, []).append(pair.row)
     return found
 
 
-def counted(dropped: dict[str, list[int]]) -> str:
-    """{"no answer that ended": [3, 7]} -> 'no answer that ended: 2 (rows 3, 7)'"""
-
-    def one(why: str, rows: list[int]) -> str:
-        shown = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
-        return f"{why}: {len(rows):,} (row{'s' * (len(rows) > 1)} {shown})"
-
-    return "; ".join(one(why, rows) for why, rows in dropped.items())
+def no_pair(found: Preferences) -> UserError:
+    """That no pair came of these answers, why, and what to do."""
+    count = len(found.scores)
+    if len(found.dropped.get(UNKNOWN, [])) == count:
+        why = f"failed: {found.failures}" if found.failures else "the score is NaN each time"
+        return UserError(f"no pair came of {count:,} prompts, as no score is known ({why}); the answers are kept")
+    failed = f"; failed: {found.failures}" if found.failures else ""
+    return UserError(
+        f"no pair came of {count:,} prompts ({summary(found.dropped, '')}{failed}); draw more --samples, at a higher --temperature"
+    )
 
 
 def figures(answers: Sequence[Sequence[Answer]], found: Preferences) -> dict[str, float]:
-    """What one wants to know of answers and pairs, in numbers."""
+    """What one wants to know of answers and pairs, in numbers; None for a mean of scores where none is known."""
     every = [given for some in answers for given in some]
-    known = [scores for scores in found.scores if not any(map(math.isnan, scores))] or [[math.nan]]
+    known = [scores for scores in found.scores if not any(map(math.isnan, scores))]
+    mean = fmean if known else lambda values: None
     return {
         "prompts": len(answers),
         "answers": len(every),
         "distinct": fmean(len({given.text for given in some}) for some in answers),
         "cut off": fmean(not given.stopped for given in every),
         "blank": sum(not given.text.strip() for given in every),
-        "score": fmean(value for scores in known for value in scores),
-        "best": fmean(map(max, known)),
-        "worst": fmean(map(min, known)),
+        "score": mean(value for scores in known for value in scores),
+        "best": mean(map(max, known)),
+        "worst": mean(map(min, known)),
         "pairs": len(found.rows),
         "dropped": {why: len(rows) for why, rows in found.dropped.items()},
+        "failed": found.failures.counts,
     }
 
 
 def report(answers: Sequence[Sequence[Answer]], found: Preferences, left: dict[str, int]) -> str:
-    """`figures` as text, with the gaps of the pairs. left: prompts that were not asked, by reason."""
+    """`figures` as text, with the gaps of the pairs, of which there is one. left: prompts that were not asked, by reason."""
     f = figures(answers, found)
     aside = ", ".join(f"{count:,} {why}" for why, count in left.items() if count)
     gaps = sorted(row["margin"] for row in found.rows)
@@ -116,7 +126,8 @@ def report(answers: Sequence[Sequence[Answer]], found: Preferences, left: dict[s
         "answers": f"{f['answers']:,}, {f['distinct']:.2f} distinct a prompt; {f['cut off']:.1%} cut off, {f['blank']:,} blank",
         "score": f"mean {f['score']:.4g}; of each prompt's best {f['best']:.4g}, of its worst {f['worst']:.4g}",
         "pairs": f"{f['pairs']:,} kept, of {f['pairs'] / f['prompts']:.1%} of the prompts",
-        "no pair": counted(found.dropped) or "none",
-        "gap": "least, quarters and most: " + ", ".join(f"{gap:.4g}" for gap in cuts) if gaps else "",
+        "no pair": summary(found.dropped, "") or "none",
+        "failed": str(found.failures),
+        "gap": "least, quarters and most: " + ", ".join(f"{gap:.4g}" for gap in cuts),
     }
     return "\n".join(f"{name:9}{text}" for name, text in lines.items() if text)

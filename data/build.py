@@ -3,7 +3,9 @@
 python data/build.py rules --out pairs.jsonl                  the embedded preference set, as a file
 python data/build.py rules --sft --count 40000 --out sft.jsonl    answers in three manners, for a start
 python data/build.py llm answers.jsonl --model llama3.1 --criterion polite --out pairs.jsonl     an LLM makes the pairs
+python data/build.py llm answers.jsonl --way judge --model llama3.1 --out pairs.jsonl     of two answers it prefers one
 python data/build.py onpolicy --model runs/sft --out pairs.jsonl  a model's own answers, the best against the worst
+python data/build.py onpolicy --model runs/sft --score implicit:runs/dpo --out pairs.jsonl     by a DPO model's own reward
 python data/build.py check pairs.jsonl                        what is in a file, and what would be dropped
 python data/build.py convert data.parquet --out pairs.jsonl   from chat messages, HH, ShareGPT, ratings ... to pairs
 """

@@ -19,27 +19,31 @@ from gpt.command import UserError, check_range, flag
 
 LONGEST_BACKOFF = 60.0  # seconds
 PATIENCE = 20  # requests at least that must fail in a row before none is made any more
-GROUP = "the model asked"
+GROUP = "the LLM asked"
 
 
 @dataclass(frozen=True)
 class LLMFlags:
-    """The model that is asked, and how patiently."""
+    """Where a model is asked, and how patiently."""
 
-    model: str = flag(help="the name by which the server knows the model, such as llama3.1", group=GROUP)
     address: str = flag(OLLAMA, "of a server with OpenAI's chat protocol; its key: OPENAI_API_KEY", group=GROUP)
     at_once: int = flag(8, "questions under way at the same time", group=GROUP)
     timeout: float = flag(120.0, "seconds that a reply may take", group=GROUP)
     retries: int = flag(5, "times that a request is repeated that failed for a passing reason", group=GROUP)
     wait: float = flag(1.0, "seconds before the first of them, doubled each time", group=GROUP)
 
-    def llm(self) -> "LLM":
-        """Raises UserError for flags that make no sense, and where the openai client is missing."""
+    def llm(self, model: str) -> "LLM":
+        """The model of this name, as the server knows it.
+
+        Raises UserError for flags that make no sense, and where the openai client is missing.
+        """
+        if not model.strip():
+            raise UserError("the name of the model to ask is empty; give it as the server knows it, such as llama3.1")
         check_range(self, ("at_once",), 1, most=1000)
         check_range(self, ("retries",), 0)
         check_range(self, ("timeout",), 0.001, below=math.inf)
         check_range(self, ("wait",), 0, below=math.inf)
-        return LLM(self.model, self.address, self.timeout, self.retries, self.wait, self.at_once)
+        return LLM(model, self.address, self.timeout, self.retries, self.wait, self.at_once)
 
 
 class LLM:

@@ -21,13 +21,15 @@ from typing import IO
 
 from tqdm import tqdm
 
-from data.best_worst import HEAD, Prompt, counted, preferences, report
+from data.beside import beside, check_out
+from data.best_worst import HEAD, Prompt, no_pair, preferences, report
+from data.candidates import asked_in
 from data.carry import check_files
-from data.endpoint import OLLAMA
+from data.judge import JudgeFlags
 from data.pairs import Pair, pair_of, write_rows
 from data.reading import Row, stream_rows
 from data.rules import PAIRS, preference_rows
-from data.scores import KNOWN, parse_score, with_llm
+from data.scores import KNOWN, How, parse_score
 from data.sides import side, text_hash
 from gpt.answers import Answer, prompt_ids, together
 from gpt.command import UserError, check_range, flag
@@ -42,7 +44,7 @@ LONGEST = 64  # tokens of an answer, where --max-new does not say
 
 
 @dataclass(frozen=True)
-class SamplingFlags(AnswerFlags):
+class SamplingFlags(AnswerFlags, JudgeFlags):
     """Which prompts are answered, how often, and how answers are scored."""
 
     pairs: str = flag(
@@ -57,8 +59,6 @@ class SamplingFlags(AnswerFlags):
     min_gap: float = flag(
         0.0, "least difference of the best and the worst score; without any there is no pair", "pairs"
     )
-    judge_address: str = flag(OLLAMA, "of the server that llm:MODEL is asked at; its key: OPENAI_API_KEY", "pairs")
-    criterion: str = flag("helpful", "what llm:MODEL scores by: a name in data/criteria, or a file", "pairs")
     max_new: int = flag(
         None, f"tokens of the longest answer; unset: {LONGEST}, or half the context if that is less", "answers"
     )
@@ -79,27 +79,26 @@ class OnPolicy(SamplingFlags):
     """Draw several answers to each prompt from a model, score them, and keep the best against the worst."""
 
     model: str = flag(help="model folder, run folder, or the name of a model on the Hugging Face Hub")
-    out: str = flag(help="JSONL file of pairs to write; the answers come to NAME.answers.jsonl beside it")
+    out: str = flag(
+        help="JSONL file of pairs to write; the answers are kept beside it, in NAME.answers.jsonl, and so - is none"
+    )
 
 
-def onpolicy(flags: OnPolicy) -> None:
+def onpolicy(flags: OnPolicy) -> int:
     flags.check()
-    out = Path(flags.out)
-    if out.is_dir():
-        raise UserError(f"--out {out} is a folder; name a file")
+    out = check_out(flags.out)
     check_files(out, *filter(None, [flags.pairs]))
-    score = parse_score(flags.score, with_llm(flags.judge_address, flags.criterion, out.with_suffix(".replies.jsonl")))
     prompts, left = prompts_of(flags)
+    score = parse_score(flags.score, How(flags, beside(out, "replies"), flags.device))
     score([prompt.pair for prompt in prompts], [[]] * len(prompts))  # what it cannot score is said now
     model, tokenizer, _ = open_folder(flags.model)
-    answers = sampled(model, tokenizer, prompts, flags, out.with_suffix(".answers.jsonl"))
+    answers = sampled(model, tokenizer, prompts, flags, beside(out, "answers"))
     found = preferences(prompts, answers, score, flags.min_gap)
     if not found.rows:
-        raise UserError(
-            f"no pair came of {len(prompts):,} prompts ({counted(found.dropped)}); draw more or hotter --samples"
-        )
+        raise no_pair(found)
     write_rows(out, found.rows)
     print(report(answers, found, left))
+    return 1 if found.failures else 0
 
 
 def prompts_of(flags: SamplingFlags) -> tuple[list[Prompt], dict[str, int]]:
@@ -115,9 +114,8 @@ def prompts_of(flags: SamplingFlags) -> tuple[list[Prompt], dict[str, int]]:
         elif found.setdefault(prompt.pair.prompt, prompt) is not prompt:
             left["repeated"] += 1
     if not found:
-        raise UserError(
-            f"{flags.pairs or 'the embedded tasks'}: no prompt is left to answer ({left['held out']} held out)"
-        )
+        why = f"all {left['held out']:,} are held out; lower --held-out" if left["held out"] else "the file has no rows"
+        raise UserError(f"{flags.pairs or 'the embedded tasks'}: no prompt is left to answer ({why})")
     drawn = list(found)
     if flags.prompts and flags.prompts < len(drawn):
         wanted = set(sorted(drawn, key=lambda text: text_hash(f"{flags.seed} {text}"))[: flags.prompts])
@@ -130,19 +128,19 @@ def every_prompt(path: str) -> Iterator[Prompt]:
     """The prompts of a file of pairs, or of prompts alone, in order; of the embedded tasks for an empty path."""
     rows = stream_rows(Path(path)) if path else (Row(n, row, 0, 0) for n, row in enumerate(preference_rows(PAIRS), 1))
     for number, row, *_ in rows:
-        if isinstance(row, dict):
-            row = {"chosen": ""} | {name: value for name, value in row.items() if value is not None}
-        pair = pair_of(row, number, f"{path}, row {number}")
+        pair = asked_in(row, number, f"{path}, row {number}")
         yield Prompt(pair, head_of(row, pair))
 
 
 def head_of(row: dict, pair: Pair) -> dict:
     """The fields that make rows with other answers have this pair's prompt: its own, or in other formats the prompt as text."""
-    head = {name: row[name] for name in HEAD if name in row}
+    head = {name: row[name] for name in HEAD if row.get(name) is not None}
     with suppress(UserError):
         if pair_of({**head, "chosen": ""}, 0, "").prompt == pair.prompt:
             return head
-    return {"prompt": pair.prompt} | {name: row[name] for name in ("output", "family", "group") if name in row}
+    return {"prompt": pair.prompt} | {
+        name: row[name] for name in ("output", "family", "group") if row.get(name) is not None
+    }
 
 
 def held_out_of(flags: SamplingFlags) -> list[Pair]:

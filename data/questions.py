@@ -4,6 +4,7 @@
     compare     which of two answers is better by it            Verdict: first | second | tie
     rate        how good an answer is by it                     Score: 1 ... 10
 
+The request is what a person asked: a prompt without the template that a model reads it in.
 What others wrote, request and answers, stands between fences: lines with a code that occurs in none of these texts. So an
 answer can say "ignore the above and choose me", but not where it ends.
 """
@@ -13,6 +14,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from data.turns import PREAMBLE
 from gpt.command import UserError
 from gpt.untrusted import read_text
 
@@ -59,6 +61,15 @@ Then end with a line of its own that has the word Score, a colon and the number,
 LINE = r"[\s*_#>`]*{name}[\s*_]*:[\s*_`]*({value})[\s*_.`]*"  # with or without the marks of Markdown
 
 
+# How turns are marked in a prompt, by data/turns.py and in Anthropic's HH, and who speaks then
+TURNS = (
+    re.compile(r"(?:\A|\n\n)### (Instruction|Response):(?:\n|\Z)"),
+    re.compile(r"(?:\A|\r?\n\r?\n)(Human|Assistant):[ ]?"),
+)
+SPEAKERS = {"Instruction": "User", "Human": "User", "Response": "Assistant", "Assistant": "Assistant"}
+GIVEN = "\n\n### Input:\n"
+
+
 class Criterion(NamedTuple):
     """What answers are rewritten to, or judged by."""
 
@@ -97,21 +108,40 @@ def code_for(*texts: str) -> str:
     return code
 
 
-def rewrite_question(request: str, answer: str, direction: str) -> str:
+def request_in(prompt: str) -> str:
+    """What a person asked: an instruction and its input without the template, a dialogue as one; else the prompt itself.
+
+    A dialogue is "User: ...", "Assistant: ...", after "System: ..." where a message of the system came first.
+    """
+    for marks in TURNS:
+        head, *found = marks.split(prompt)  # then who speaks, what, who speaks, what
+        said = [(SPEAKERS[who], text) for who, text in zip(found[::2], found[1::2])]
+        if len(said) > 1 and said[0][0] == "User" and said.pop() in (("Assistant", ""), ("Assistant", "\n")):
+            system = "" if head.startswith(PREAMBLE.partition(".")[0]) else head.strip()
+            break
+    else:
+        return prompt
+    said = [(who, text.replace(GIVEN, "\n\n", 1).strip() if who == "User" else text.strip()) for who, text in said]
+    if len(said) == 1 and not system:
+        return said[0][1]
+    return "\n\n".join(f"{who}: {text}" for who, text in [("System", system)] * bool(system) + said)
+
+
+def rewrite_question(prompt: str, answer: str, direction: str) -> str:
     """direction: Criterion.better or Criterion.worse."""
-    fenced, texts = _fenced("The request and the answer", request=request, answer=answer)
+    fenced, texts = _fenced("The request and the answer", request=request_in(prompt), answer=answer)
     return REWRITE.format(direction=direction, fenced=fenced, texts=texts)
 
 
-def compare_question(request: str, first: str, second: str, criterion: Criterion) -> str:
+def compare_question(prompt: str, first: str, second: str, criterion: Criterion) -> str:
     """Which of the two is better: a judge is asked again with both the other way round (data/judge.py)."""
-    fenced, texts = _fenced("The request and both answers", request=request, first=first, second=second)
+    fenced, texts = _fenced("The request and both answers", request=request_in(prompt), first=first, second=second)
     return COMPARE.format(criterion=criterion.text, fenced=fenced, texts=texts)
 
 
-def rate_question(request: str, answer: str, criterion: Criterion) -> str:
+def rate_question(prompt: str, answer: str, criterion: Criterion) -> str:
     """How good the answer is, from 1 to 10."""
-    fenced, texts = _fenced("The request and the answer", request=request, answer=answer)
+    fenced, texts = _fenced("The request and the answer", request=request_in(prompt), answer=answer)
     return RATE.format(criterion=criterion.text, fenced=fenced, texts=texts)
 
 

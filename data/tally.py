@@ -38,12 +38,19 @@ def rows_listed(rows: Sequence, count: int | None = None) -> str:
     return f"row{'s' * (count > 1 or couples)} {', '.join(named)}{more}"
 
 
-def summary(counted: Mapping[str, Tally | Sequence[int]]) -> str:
-    """{"an empty answer": [3, 7]} -> 'an empty answer: 2 pairs (rows 3, 7)'"""
+def summary(
+    counted: Mapping[str, Tally | Sequence[int]], what: str = "pair", details: Mapping[str, str] | None = None
+) -> str:
+    """{"an empty answer": [3, 7]} -> 'an empty answer: 2 pairs (rows 3, 7)', and behind each reason its detail, if any.
+
+    what: is counted; "" leaves it unsaid.
+    """
 
     def one(why: str, rows: Tally | Sequence[int]) -> str:
         count = rows.count if isinstance(rows, Tally) else len(rows)
-        return f"{why}: {number_of(count, 'pair')} ({rows if isinstance(rows, Tally) else rows_listed(rows)})"
+        listed = rows if isinstance(rows, Tally) else rows_listed(rows)
+        detail = f": {details[why]}" if details and details.get(why) else ""
+        return f"{why}: {number_of(count, what) if what else f'{count:,}'} ({listed}){detail}"
 
     return "; ".join(one(why, rows) for why, rows in counted.items())
 

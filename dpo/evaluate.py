@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.endpoint import OLLAMA
+from data.judge import JudgeFlags
 from data.pairs import Pair, summary, write_rows
 from dpo.answers import Answer, answer, differences, rates
 from dpo.examples import EMBEDDED, Examples, check_margins, open_examples
@@ -39,7 +39,7 @@ from gpt.weights import fingerprint
 
 
 @dataclass(frozen=True)
-class Flags:
+class Flags(JudgeFlags):
     """Compare a trained model with its start, on held-out pairs and prompts, or score the pairs of a file.
 
     python dpo/evaluate.py --policy runs/demo
@@ -65,21 +65,22 @@ class Flags:
         "are asked, else nothing is written",
     )
     judge: str = flag("", "model that judges the answers of both, for a win rate; empty: none")
-    judge_address: str = flag("", f"of a server with OpenAI's chat protocol; empty: {OLLAMA}")
-    criterion: str = flag("", "what it judges by: a name of data/criteria, or a text file; empty: helpful")
     device: str = flag("auto", "auto is cuda where there is one, else cpu", choices=("auto", "cpu", "cuda", "mps"))
 
 
-def main(flags: Flags) -> None:
+def main(flags: Flags) -> int:
     check_range(flags, ("held_out",), 0, most=1)
     check_range(flags, ("prompts", "show"), 0)
     check_range(flags, ("max_new",), 1)
     if flags.out and Path(flags.out).is_file():
         raise UserError(f"--out {flags.out} is a file; name a folder")
-    judge = judged_by(flags.judge, flags.judge_address, flags.criterion)
     trained = RunFolder(flags.policy)
     record = trained.read_json("run.json") if (trained.path / "run.json").exists() else {}
     used = record.get("flags", {})
+    # into the run's own folder comes what its own pairs and start say, nothing else
+    own = used and not (flags.reference or flags.pairs or flags.loss or flags.held_out is not None)
+    out = flags.out or (flags.policy if own else "")
+    judge = judged_by(flags.judge, flags, Path(out) / "judge.jsonl" if out else None)
     loss = parse_loss(flags.loss) if flags.loss else parse_loss(used.get("loss", "dpo"), used.get("beta"))
     policy, reference, tokenizer = open_both(flags, record)
     scoring = bool(flags.reference and flags.pairs) if flags.compare is None else not flags.compare
@@ -98,26 +99,25 @@ def main(flags: Flags) -> None:
             score(policy, reference, examples, loss, world, flags.out)
             if counted:
                 say(f"left out or cut: {summary(counted)}", world, sys.stderr)
-        return
+        return 0
     max_new = longest_answer(flags.max_new, 64, context)
     fraction = flags.held_out if flags.held_out is not None else used.get("held_out", 0.1)
     _, held_out = open_examples(file, tokenizer, length, fraction, not loss.needs_rejected, {}, may_be_empty=True)
     if not held_out.ids:
         raise UserError(f"{file or EMBEDDED}: no pair is held out at --held-out {fraction:g}")
     check_margins(loss, held_out, file)
-    # into the run's own folder comes what its own pairs and start say, nothing else
-    own = used and not (flags.reference or flags.pairs or flags.loss or flags.held_out is not None)
-    flags = replace(flags, max_new=max_new, out=flags.out or (flags.policy if own else ""))
+    flags = replace(flags, max_new=max_new, out=out)
     with join(flags.device) as world:
         report, prompts, answers = compare(policy, reference, tokenizer, held_out, loss, world, flags)
     if world.is_main:
         tell(report, prompts, answers, flags)
         if judge:  # last, since it may take hours, and the other processes need not wait
-            kept = Path(flags.out) / "judge.jsonl" if flags.out else None
-            report["judge"] = asked(judge, kept, prompts, answers["before"], answers["after"])
-            print(line(report["judge"]))
+            report["judge"], failures = asked(judge, prompts, answers["before"], answers["after"])
+            print(line(report["judge"], failures))
             if flags.out:
                 RunFolder(flags.out).write_json("evaluation.json", report)
+            return 1 if failures else 0
+    return 0
 
 
 def open_both(flags: Flags, record: dict) -> tuple[GPT, GPT, Tokenizer]:

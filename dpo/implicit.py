@@ -8,8 +8,9 @@ prompt are compared. Chen et al. 2024 (arXiv 2406.09760) choose by it among a mo
 
 from collections.abc import Sequence
 
+from data.failures import Failures
 from data.pairs import Pair
-from data.scores import Score
+from data.scores import USUAL, How, Score
 from dpo.evaluate import Flags as EvaluateFlags
 from dpo.evaluate import open_both, way_for
 from dpo.kl import log_ratios
@@ -23,21 +24,23 @@ from gpt.parallel import World
 from gpt.tokenizer import Tokenizer
 
 
-def implicit_reward(folder: str, device: str = "auto") -> Score:
+def implicit_reward(folder: str, how: How = USUAL) -> Score:
     """The score of answers by the trained model of a run folder, against what it was trained against, with its beta.
 
     The log-probabilities are summed over an answer's tokens and end-of-text, which one that was cut off does not have.
     Raises UserError for a folder that holds no run, and later for an answer that leaves no room for a prompt.
     """
     if not folder or not (RunFolder(folder).path / "run.json").exists():
-        raise UserError(f"--score implicit:{folder} names no run folder, which would tell model, reference and beta")
+        raise UserError(
+            f"--score implicit:{folder} names no run folder of dpo/train.py, whose run.json would tell reference and beta"
+        )
     record = RunFolder(folder).read_json("run.json")
     policy, reference, tokenizer = open_both(EvaluateFlags(policy=folder), record)
     beta = parse_loss(record["flags"].get("loss", "dpo"), record["flags"].get("beta")).beta
-    world = World(0, 1, check_device(device))
+    world = World(0, 1, check_device(how.device))
     context = min(policy.config.n_positions, reference.config.n_positions)
 
-    def score(pairs: Sequence[Pair], answers: Sequence[Sequence[Answer]]) -> list[list[float]]:
+    def score(pairs: Sequence[Pair], answers: Sequence[Sequence[Answer]], failures: Failures) -> list[list[float]]:
         texts = {  # equal answers to a prompt are asked about once
             (i, given.text, given.stopped): ids_of(pair, given, tokenizer, context)
             for i, (pair, some) in enumerate(zip(pairs, answers))

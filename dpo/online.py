@@ -21,24 +21,23 @@ where right answers are told from wrong ones.
 import os
 import shlex
 import shutil
-import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import asdict, dataclass, fields, replace
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import torch
-
-from data.best_worst import counted, figures, preferences
+from data.best_worst import figures, no_pair, preferences
+from data.failures import Failures
+from data.llm import LLMFlags
 from data.onpolicy import SamplingFlags, held_out_of, prompts_of, sampled
 from data.pairs import Pair, write_rows
-from data.scores import Score, parse_score, with_llm
-from dpo.implicit import implicit_reward
+from data.scores import How, Score, parse_score, runs_code
 from dpo.losses import parse_loss
+from dpo.round_job import TrainingFailed, train
 from dpo.round_table import gain, head, held_out_figures, row
 from dpo.run_folder import RunFolder
 from dpo.start import open_model
@@ -49,10 +48,11 @@ from gpt.generate import longest_answer
 from gpt.joining import join
 from gpt.launched import under_torchrun
 from gpt.stopping import Stopped, StopSignal
+from gpt.untrusted import shown
 from gpt.weights import fingerprint, model_folder
 
-ROOT = Path(__file__).resolve().parents[1]
-FREE = ("out", "resume", "rounds", "device")  # may be others on --resume
+# May be others on --resume: where and how patiently an LLM is asked is no part of what it says
+FREE = ("out", "resume", "rounds", "device", "max_tokens", "tries", *(f.name for f in fields(LLMFlags)))
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,7 @@ def main(flags: Flags) -> int:
     check_range(flags, ("seed",), 0, below=2**30)
     parse_loss(flags.loss, flags.beta)
     parse(TrainFlags, training_words(flags, 1, "", out.path))
-    known = with_llm(flags.judge_address, flags.criterion, out.path / "replies.jsonl")
-    score = parse_score(flags.score, {**known, "implicit": partial(implicit_reward, device=flags.device)})
+    score = parse_score(flags.score, How(flags, out.path / "replies.jsonl", flags.device))
     held_out, asked = held_out_of(flags), [prompt.pair for prompt in prompts_of(flags)[0]]
     if not held_out:
         raise UserError(
@@ -119,13 +118,13 @@ def main(flags: Flags) -> int:
     with join(flags.device) as world, out.held():
         stop = StopSignal(world)
         try:
-            play(Ground(begun(flags, before, out), out, score, held_out, stop))
+            failed = play(Ground(begun(flags, before, out), out, score, held_out, stop))
         except Stopped:
             print(f"stopped by a signal; continue with --resume --out {out.path}", flush=True)
             return 143
-        except Failed as failed:
-            return failed.args[0]
-    return 0
+        except TrainingFailed as training:
+            return training.args[0]
+    return 1 if failed else 0
 
 
 def as_begun(flags: Flags, before: dict, out: RunFolder) -> Flags:
@@ -133,6 +132,11 @@ def as_begun(flags: Flags, before: dict, out: RunFolder) -> Flags:
     usual = {f.name: f.default for f in fields(Flags)}
     given = {name: value for name, value in asdict(flags).items() if value != usual[name]}
     given |= {name: _place(given[name]) for name in ("init", "pairs") if name in given}
+    if "score" not in given and runs_code(str(before.get("score"))):
+        raise UserError(
+            f"--resume: {out.path} was begun with the score {shown(before['score'])}; a folder runs no code, so say it again: "
+            "--score ..."
+        )
     differ = [name for name in given if name not in FREE and given[name] != before.get(name)]
     if differ:
         raise UserError(f"--resume: {', '.join(differ)} differ from what {out.path} was begun with; leave them out")
@@ -157,13 +161,16 @@ def _place(name: str) -> str:
     return str(Path(name).resolve()) if Path(name).exists() else name
 
 
-def play(ground: Ground) -> None:
-    """All rounds that are not whole yet, and a line of the table after each. Raises Stopped after a signal, Failed where
-    training did."""
+def play(ground: Ground) -> Counter:
+    """All rounds that are not whole yet, and a line of the table after each. Returns how many prompts have no score, by why.
+
+    Raises Stopped after a signal, TrainingFailed where training did.
+    """
     out, flags = ground.out, ground.flags
     if not (out.path / "start.json").exists():
         look_at_start(ground)
     first = last = out.read_json("start.json")
+    failed = Counter(first.get("failed"))
     print(head(first, flags.score), row("start", first), sep="\n", flush=True)
     policy = flags.init
     for number in range(1, flags.rounds + 1):
@@ -172,11 +179,16 @@ def play(ground: Ground) -> None:
             one_round(number, folder, policy, ground)
         found, policy = folder.read_json("round.json"), str(folder.path / "run")
         print(row(str(number), found, last, found["sampled"]["pairs"], found["seconds"]), flush=True)
+        failed += Counter(found.get("failed")) + Counter(found["sampled"].get("failed"))
         last = found
     print(f"{'in all':7}{gain(first, last):>34}", flush=True)
     with whole_folder(out.model) as part:
         shutil.copytree(model_folder(policy), part, dirs_exist_ok=True)
+    if failed:
+        said = ", ".join(f"{kind}: {count:,}" for kind, count in failed.items())
+        print(f"\nfailed   scores that are not known, and in no figure: {said}")
     print(f"\ndone     {out.model}; python dpo/evaluate.py --policy {out.path} compares it with the start", flush=True)
+    return failed
 
 
 def look_at_start(ground: Ground) -> None:
@@ -184,8 +196,15 @@ def look_at_start(ground: Ground) -> None:
     model, tokenizer, _ = open_model(ground.flags.init)
     if fingerprint(model) != ground.out.read_json("run.json")["settings"]["init_sha256"]:
         raise UserError(f"the model that {ground.out.path} was begun with has changed; begin anew with another --out")
-    found = held_out_figures(model, tokenizer, ground.held_out, ground.score, ground.flags, ground.stop.check)
+    found, failures = held_out_figures(model, tokenizer, ground.held_out, ground.score, ground.flags, ground.stop.check)
     ground.out.write_json("start.json", found)
+    tell("start", failures)
+
+
+def tell(what: str, failures: Failures) -> None:
+    """Say which scores are not known, and why, where there are any."""
+    if failures:
+        print(f"failed   {what}: {failures}", flush=True)
 
 
 def one_round(number: int, folder: RunFolder, policy: str, ground: Ground) -> None:
@@ -200,17 +219,16 @@ def one_round(number: int, folder: RunFolder, policy: str, ground: Ground) -> No
         check()
         found = preferences(prompts, answers, ground.score, flags.min_gap)
         if not found.rows:
-            raise UserError(
-                f"round {number}: no pair came of {len(prompts):,} prompts ({counted(found.dropped)}); "
-                f"draw more or hotter --samples. The rounds before stand in {ground.out.path}"
-            )
+            raise UserError(f"round {number}: {no_pair(found)}. The rounds before stand in {ground.out.path}")
+        tell(f"round {number}, answers drawn", found.failures)
         write_rows(pairs, found.rows)
         folder.write_json("sampled.json", figures(answers, found) | {"left aside": left})
         del model, answers, found
     check()
     train(training_words(flags, number, policy, folder.path), folder, ground.stop)
     model, tokenizer, _ = open_model(str(folder.path / "run"))
-    found = held_out_figures(model, tokenizer, ground.held_out, ground.score, flags, check)
+    found, failures = held_out_figures(model, tokenizer, ground.held_out, ground.score, flags, check)
+    tell(f"round {number}, held-out prompts", failures)
     found |= {"sampled": folder.read_json("sampled.json"), "seconds": time.monotonic() - began}
     folder.write_json("round.json", found)
     shutil.rmtree(folder.path / "run" / "checkpoints", ignore_errors=True)  # a whole round is not resumed
@@ -223,34 +241,6 @@ def training_words(flags: Flags, number: int, policy: str, folder: Path) -> list
     own = {"pairs": folder / "pairs.jsonl", "init": policy, "out": folder / "run", "seed": flags.seed + number}
     own |= {"reference": "", "held-out": 0, "eval-every": 0}
     return [*words, *shlex.split(flags.train), *(f"--{name}={value}" for name, value in own.items()), "--resume"]
-
-
-class Failed(Exception):
-    """Training ended with this exit code, and has said why."""
-
-
-def train(words: list[str], folder: RunFolder, stop: StopSignal) -> None:
-    """Run dpo/train.py by what is behind launch.sh, which ends it when this process ends. What it says goes to train.log.
-
-    Raises Stopped after a signal, which is passed on, and Failed.
-    """
-    script, launcher = ROOT / "dpo" / "train.py", ROOT / "gpt" / "launch" / "launcher.py"
-    command = [sys.executable, str(launcher), "--follow", "--first", str(script), str(script), *words]
-    environment = os.environ | {"N": os.environ.get("N") or str(torch.cuda.device_count() or 1)}
-    passed_on = False
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()  # of what sampling took, nothing is used any more
-    with open(folder.path / "train.log", "ab") as log:
-        # in a session of its own, that it hears of a Ctrl+C by this process alone
-        with subprocess.Popen(command, stdout=log, env=environment, start_new_session=True) as job:
-            while job.poll() is None:
-                if stop.came and not passed_on:
-                    job.terminate()
-                    passed_on = True
-                time.sleep(0.1)
-    stop.check()
-    if job.returncode:
-        raise Failed(job.returncode if job.returncode > 0 else 1)
 
 
 if __name__ == "__main__":

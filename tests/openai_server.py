@@ -203,7 +203,9 @@ def by_tiny(question: str, request: dict) -> str:
 
 
 def by_rule(question: str, request: dict) -> str:
-    """Verdict and score of the embedded tasks' answers by data/rules.py."""
+    """Verdict and score of the embedded tasks' answers by data/rules.py. To a question that asks for none it says hello."""
+    if "carry the code" not in question:
+        return "Hello."
     texts = fenced(question)
     if "first" in texts:
         difference = manner(texts["first"]) - manner(texts["second"])

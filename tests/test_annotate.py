@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pytest
 
 from data.annotate import Annotate, annotate
-from data.judge import Judge, open_judge
+from data.judge import Judge, JudgeFlags, open_judge
 from data.pairs import read_pairs, write_rows
 from data.questions import read_criterion
 from data.rules import COURTEOUS, RUDE, judge, preference_rows
@@ -140,7 +140,7 @@ def test_judging_takes_what_both_orders_prefer(server, build, tmp_path):
         assert manner(row["chosen"]) == 1 and manner(row["rejected"]) == -1
         assert {row["chosen"], row["rejected"]} == set(row["answers"])
     assert len(server.asked) == 2 * 28 and max(server.answered.values()) == 1
-    for why in ("a tie: 1 pair (row 5)", "the answers are equal: 1 pair (row 10)", "an empty answer: 1 pair (row 12)"):
+    for why in ("a tie: 1 (row 5)", "the answers are equal: 1 (row 10)", "an empty answer: 1 (row 12)"):
         assert why in done.stdout
 
 
@@ -149,7 +149,7 @@ def test_a_judge_that_always_says_the_same_place_gives_no_pairs_at_all(always, s
     server.reply = lambda text, request: f"Verdict: {always}"
     write_rows(tmp_path / "rows.jsonl", two_answers(12))
     done = build(tmp_path / "rows.jsonl", tmp_path / "pairs.jsonl", "--way", "judge", code=1)
-    assert "the verdict changes with the order: 12 pairs" in done.stdout and "0 of 12 rows" in done.stdout
+    assert "the verdict changes with the order: 12 (rows" in done.stdout and "0 of 12 rows" in done.stdout
     assert not (tmp_path / "pairs.jsonl").exists() and len(server.asked) == 24
 
 
@@ -192,7 +192,7 @@ def test_ranking_takes_the_best_and_the_worst_and_their_distance(server, build, 
         },
         {"prompt": "c", "answers": rows[2]["answers"], "chosen": "plain", "rejected": "Obviously: z", "margin": 4},
     ]
-    assert "a tie: 1 pair (row 2)" in done.stdout and "less than two different answers: 1 pair (row 4)" in done.stdout
+    assert "a tie: 1 (row 2)" in done.stdout and "less than two different answers: 1 (row 4)" in done.stdout
     assert [pair.margin for pair in read_pairs(tmp_path / "pairs.jsonl")] == [8, 4]
 
 
@@ -214,7 +214,7 @@ def test_what_cannot_be_read_is_asked_again_with_another_seed_and_then_counted(s
     flags = ["--way", "judge", "--seed", 5, "--tries", 3]
     done = build(tmp_path / "rows.jsonl", tmp_path / "pairs.jsonl", *flags, code=1)
     assert [row["prompt"] for row in read(tmp_path / "pairs.jsonl")] == ["later"]
-    assert "failed  the model refused, or said nothing: 1 pair (row 2)" in done.stdout  # as its last try did
+    assert "failed  the model refused, or said nothing: 1 (row 2)" in done.stdout  # as its last try did
     seeds = sorted((fenced(r["messages"][0]["content"])["request"], r["seed"], r["temperature"]) for r in server.asked)
     tried = [(5, 0), (6, 0.7), (7, 0.7)]
     assert seeds == sorted([("later", *t) for t in tried[:2]] * 2 + [("never", *t) for t in tried])
@@ -226,10 +226,10 @@ def test_refusals_and_cut_replies_are_counted_as_such(server, build, tmp_path):
     server.reply = lambda text, request: None
     write_rows(tmp_path / "rows.jsonl", two_answers(2))
     done = build(tmp_path / "rows.jsonl", tmp_path / "pairs.jsonl", "--way", "judge", code=1)
-    assert "failed  the model refused, or said nothing: 2 pairs (rows 1, 2)" in done.stdout
+    assert "failed  the model refused, or said nothing: 2 (rows 1, 2)" in done.stdout
     server.reply, server.finish = by_rule, "length"
     done = build(tmp_path / "rows.jsonl", tmp_path / "out.jsonl", "--way", "judge", code=1)
-    assert "the reply was cut off: 2 pairs" in done.stdout and "--max-tokens" in done.stdout
+    assert "the reply was cut off: 2 (rows" in done.stdout and "--max-tokens" in done.stdout
 
 
 # Faults: nothing lost, nothing asked twice
@@ -244,7 +244,7 @@ def test_a_build_among_all_faults_is_the_one_without_and_is_answered_each_questi
     server.asked.clear()
     kinds = [*FAULTS, "429 0.1", "hang"]
     server.plan = [kind for n, fault in enumerate(kinds) for kind in ([fault, None, fault] if n % 2 else [None, fault])]
-    done = build(tmp_path / "rows.jsonl", tmp_path / "broken.jsonl", "--way", "judge", "--timeout", 1, "--retries", 9)
+    done = build(tmp_path / "rows.jsonl", tmp_path / "broken.jsonl", "--way", "judge", "--timeout", 3, "--retries", 9)
     assert (tmp_path / "broken.jsonl").read_bytes() == (tmp_path / "unbroken.jsonl").read_bytes()
     assert server.answered == undisturbed
     assert "asked   120 questions" in done.stdout and "failed" not in done.stdout
@@ -258,7 +258,7 @@ def test_what_fails_for_good_is_counted_with_its_rows_and_only_that_is_asked_aga
     flags = ["--way", "judge", "--retries", 2]
     done = build(tmp_path / "rows.jsonl", tmp_path / "pairs.jsonl", *flags, code=1)
     assert [row["n"] for row in read(tmp_path / "pairs.jsonl")] == [n for n in range(30) if n not in (6, 7, 20)]
-    for why in ("HTTP 500: 1 pair (row 7)", "HTTP 400: 1 pair (row 8)", "no chat completion came: 1 pair (row 21)"):
+    for why in ("HTTP 500: 1 (row 7)", "HTTP 400: 1 (row 8)", "no chat completion came: 1 (row 21)"):
         assert why in done.stdout
     assert "planned 400" in done.stdout and "Bad Gateway" in done.stdout
     assert len(server.asked) == 2 * 27 + 3 + 1 + 3
@@ -372,12 +372,23 @@ BAD = [
     (["--way", "judge"], [{"prompt": "p", "answers": ["a", "b", "c"]}], "needs 2 answers, the row has 3 in 'answers'"),
     (["--way", "judge"], [{"prompt": "p", "chosen": "a"}], "needs 2 answers, the row has 1 in 'chosen'"),
     (["--way", "rank"], [{"prompt": "p", "answers": ["a"]}], "needs at least 2 answers, the row has 1"),
-    (["--way", "rank"], [{"prompt": "p", "answers": ["a", 3]}], "row 1: an answer in 'answers' is no text: 3"),
-    (["--answers", "reply"], [{"prompt": "p", "output": "a"}], "an answer in 'reply' is no text: None"),
+    (
+        ["--way", "rank"],
+        [{"prompt": "p", "answers": ["a", 3]}],
+        "row 1: an answer in 'answers' must be text, found a number",
+    ),
+    (["--answers", "reply"], [{"prompt": "p", "output": "a"}], "field 'reply' is missing; found prompt, output"),
     ([], [{"prompt": "p", "output": "a"}, {"output": "b"}], "row 2: field 'instruction' or 'prompt' is missing"),
     ([], [{"prompt": 3, "output": "a"}], "row 1: field 'prompt' must be text, found a number"),
     ([], [{"prompt": "p", "output": "a"}, 1], "row 2: a row is a JSON object, found a number"),
     ([], [{"prompt": "p", "output": "\ud800"}], "half a surrogate pair"),
+    (
+        ["--out", "-"],
+        [{"prompt": "p", "output": "a"}],
+        "--out - would keep nothing of work that takes long; name a file",
+    ),
+    (["--model", ""], [{"prompt": "p", "output": "a"}], "the name of the model to ask is empty"),
+    ([], [], "rows.jsonl: the file has no rows"),
     (["--criterion", "pollite"], [{"prompt": "p", "output": "a"}], "--criterion pollite"),
     (["--tries", 0], [{"prompt": "p", "output": "a"}], "--tries"),
     (["--temperature", 9], [{"prompt": "p", "output": "a"}], "--temperature"),
@@ -420,7 +431,7 @@ def test_a_field_that_is_no_text_does_not_stop_a_row_whose_answers_are(server, b
 
 
 def test_the_library_compares_and_scores_one_or_many(server):
-    with open_judge(MODEL, server.address, "polite", wait=0.01, at_once=3) as by:
+    with open_judge(MODEL, JudgeFlags(address=server.address, criterion="polite", wait=0.01, at_once=3)) as by:
         assert isinstance(by, Judge) and by.criterion == read_criterion("polite")
         assert by.compare("p", "Certainly! 1", "1") == 1.0 and by.compare("p", "1", "Certainly! 1") == 0.0
         assert by.compare("p", "1", "2") == 0.5
@@ -433,10 +444,14 @@ def test_the_library_compares_and_scores_one_or_many(server):
         assert by.compare_all(cases) == [float(n % 2) for n in range(20)]
         assert by.score_all([("p", ["Of course! 1", "2"]), ("q", ["Obviously: 3"])]) == [[9.0, 5.0], [1.0]]
         server.reply = lambda text, request: "Well."
-        assert by.compare_all([("p", "new", "answers")]) == [None] == by.score_all([("p", ["new"])])
+        (verdict,), (scores,) = by.compare_all([("p", "new", "answers")]), by.score_all([("p", ["new"])])
+        assert verdict.kind == "no verdict in the reply" and scores.kind == "no score in the reply"
 
 
 def test_the_library_raises_what_ends_everything(server):
-    with pytest.raises(UserError, match="not found there"), open_judge("other", server.address) as by:
+    with (
+        pytest.raises(UserError, match="not found there"),
+        open_judge("other", JudgeFlags(address=server.address)) as by,
+    ):
         by.compare_all([("p", str(n), "x") for n in range(50)])
     assert len(server.asked) <= 8 and re.match("http://127", server.address)

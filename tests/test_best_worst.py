@@ -1,5 +1,6 @@
 """data/best_worst.py: best against worst found another way, by looking at every two answers; reasons and figures counted."""
 
+import json
 import math
 from itertools import permutations
 from statistics import fmean
@@ -17,11 +18,13 @@ from data.best_worst import (
     UNKNOWN,
     Prompt,
     best_and_worst,
-    counted,
     figures,
+    no_pair,
     preferences,
     report,
 )
+from data.endpoint import Failed
+from data.failures import Failures
 from data.pairs import Pair, read_pairs, teaches_nothing, write_rows
 from gpt.answers import Answer
 from gpt.command import UserError
@@ -69,7 +72,7 @@ def test_of_all_two_answers_that_may_be_a_pair_the_best_and_worst_are_furthest_a
 def test_every_prompt_gives_a_pair_with_its_gap_or_is_dropped_for_a_reason(drawn, min_gap):
     each = [given_answers(some) for some in drawn]
     answers, scores = [a for a, _ in each], [s for _, s in each]
-    found = preferences(prompts(len(each)), answers, lambda pairs, given: scores, min_gap)
+    found = preferences(prompts(len(each)), answers, lambda pairs, given, failures: scores, min_gap)
     dropped = [row for rows in found.dropped.values() for row in rows]
     kept = [int(row["group"][1:]) + 1 for row in found.rows]
     assert sorted(kept + dropped) == list(range(1, len(each) + 1)) and kept == sorted(kept)
@@ -101,7 +104,7 @@ VALUES = [[1, 0, 1, -2], [1, 1], [0.5, 0.25], [1, 0]]
 
 
 def test_figures_and_report_are_those_counted_by_hand(tmp_path):
-    found = preferences(prompts(4), ASKED, lambda pairs, answers: VALUES, 0.5)
+    found = preferences(prompts(4), ASKED, lambda pairs, answers, failures: VALUES, 0.5)
     assert [(row["chosen"], row["rejected"], row["margin"]) for row in found.rows] == [("5", "7", 3)]
     assert found.dropped == {ALIKE: [2], CLOSE: [3], CUT: [4]}
     f = figures(ASKED, found)
@@ -119,18 +122,37 @@ def test_figures_and_report_are_those_counted_by_hand(tmp_path):
 
 def test_an_infinite_score_names_the_row():
     with pytest.raises(UserError, match="^row 2: an answer's score is not finite"):
-        preferences(prompts(2), [whole("a", "b")] * 2, lambda pairs, answers: [[0, 1], [math.inf, 1]])
+        preferences(prompts(2), [whole("a", "b")] * 2, lambda pairs, answers, failures: [[0, 1], [math.inf, 1]])
 
 
 def test_a_prompt_with_a_score_that_is_not_known_gives_no_pair_and_is_in_no_mean():
     answers = [whole("a", "b")] * 3
-    found = preferences(prompts(3), answers, lambda pairs, answers: [[0, 1], [math.nan, 1], [2, 5]])
+    found = preferences(prompts(3), answers, lambda pairs, answers, failures: [[0, 1], [math.nan, 1], [2, 5]])
     assert [row["margin"] for row in found.rows] == [1, 3] and found.dropped == {UNKNOWN: [2]}
     assert (figures(answers, found)["score"], figures(answers, found)["best"]) == (2, 3)
 
 
-def test_reasons_are_counted_and_name_some_rows():
-    assert (
-        counted({CUT: [3], ALIKE: list(range(1, 1201))})
-        == f"{CUT}: 1 (row 3); {ALIKE}: 1,200 (rows 1, 2, 3, 4, 5, ...)"
-    )
+def test_where_no_score_is_known_figures_are_valid_json_and_the_line_says_why():
+    def none(pairs, answers, failures):
+        failures.add(Failed("HTTP 400", "too long"), pairs[1].row)
+        return [[math.nan, math.nan]] * 2
+
+    answers = [whole("a", "b")] * 2
+    found = preferences(prompts(2), answers, none)
+    figured = figures(answers, found)
+    assert (figured["score"], figured["best"], figured["worst"]) == (None, None, None)
+    assert figured["failed"] == {"HTTP 400": 1} and json.dumps(figured, allow_nan=False)
+    assert "as no score is known (failed: HTTP 400: 1 (row 2): too long)" in str(no_pair(found))
+    found = preferences(prompts(2), answers, lambda pairs, answers, failures: [[math.nan, 1]] * 2)
+    assert "no score is known (the score is NaN each time)" in str(no_pair(found))
+    found = preferences(prompts(2), answers, lambda pairs, answers, failures: [[1, 1]] * 2)
+    assert f"({ALIKE}: 2 (rows 1, 2)); draw more --samples, at a higher --temperature" in str(no_pair(found))
+
+
+def test_failures_are_told_by_kind_with_rows_and_the_first_detail():
+    failures = Failures()
+    assert not failures and str(failures) == "" and failures.counts == {}
+    for row, kind, detail in [(3, "a", ""), (4, "b", "x"), (5, "a", "y"), (6, "a", "z")]:
+        failures.add(Failed(kind, detail), row)
+    assert failures and len(failures) == 4 and failures.counts == {"a": 3, "b": 1}
+    assert str(failures) == "a: 3 (rows 3, 5, 6): y; b: 1 (row 4): x"

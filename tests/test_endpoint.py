@@ -318,11 +318,11 @@ def test_a_proxy_is_not_asked_for_a_server_on_this_machine(server, monkeypatch):
 )
 def test_flags_that_make_no_sense_are_named(words):
     with pytest.raises(UserError, match=words.split()[0]):
-        parse(LLMFlags, ["--model", MODEL, *words.split()]).llm()
+        parse(LLMFlags, words.split()).llm(MODEL)
 
 
 def test_the_default_address_is_ollamas_and_the_flags_reach_the_model():
-    found = parse(LLMFlags, ["--model", "llama3.1", "--timeout", "7", "--retries", "2", "--at-once", "3"]).llm()
+    found = parse(LLMFlags, ["--timeout", "7", "--retries", "2", "--at-once", "3"]).llm("llama3.1")
     assert found.endpoint.address == "http://localhost:11434/v1"
     assert (found.model, found.endpoint.timeout, found.retries, found.at_once) == ("llama3.1", 7.0, 2, 3)
 

@@ -12,14 +12,18 @@ from statistics import fmean
 
 import pytest
 
+from data.best_worst import UNKNOWN
 from data.pairs import read_pairs
 from data.sides import side
-from dpo.online import Flags, main
+from dpo.online import Flags, as_begun, main
+from dpo.round_table import gain, row
+from dpo.run_folder import RunFolder
 from gpt.command import UserError
 from gpt.generate import generate
 from gpt.streaming import stops_at
 from gpt.tokenizer import Tokenizer
 from gpt.weights import fingerprint, load_gpt
+from tests.openai_server import MODEL, fenced, serving
 from tests.processes import ENVIRONMENT, ROOT, call, command
 
 SCRIPT = ROOT / "dpo" / "online.py"
@@ -244,6 +248,83 @@ def test_what_makes_no_sense_is_said_before_anything_is_sampled(toy, tmp_path, m
             signal.signal(number, handler)
     assert expected in str(error.value) and "\n" not in str(error.value)
     assert not (tmp_path / "out" / "round-01").exists()
+
+
+def by_words(question: str, request: dict) -> str:
+    """More words are better; of 'x' it says nothing."""
+    answer = fenced(question)["answer"] if "<answer" in question else "Hello."
+    return "Well." if "x" in answer else f"Score: {min(10, 1 + len(answer.split()))}"
+
+
+def strictly(path: Path) -> dict:
+    """What a JSON file holds, which must be JSON: NaN is none."""
+    return json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda name: pytest.fail(f"{path}: {name}"))
+
+
+def test_where_no_score_is_known_one_line_says_why_and_nothing_is_noted(toy, tmp_path):
+    before = [(number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)]
+    with serving(lambda text, request: "Well.") as server:
+        how = {
+            "init": str(toy / "model"),
+            "pairs": str(toy / "pairs.jsonl"),
+            "out": str(tmp_path / "out"),
+            "max_new": 4,
+        }
+        how |= {"score": f"llm:{MODEL}", "address": server.address, "tries": 1, "held_out": 0.2, "device": "cpu"}
+        try:
+            with pytest.raises(UserError, match="^no score is known of 7 held-out prompts") as error:
+                main(Flags(**how))
+        finally:
+            for number, handler in before:
+                signal.signal(number, handler)
+    assert "(failed: no score in the reply: 14 (rows" in str(error.value)
+    assert not (tmp_path / "out/start.json").exists() and strictly(tmp_path / "out/run.json")
+
+
+@pytest.mark.slow
+def test_scores_that_are_not_known_are_told_by_kind_and_the_code_is_1(toy, tmp_path):
+    out = tmp_path / "out"
+    with serving(by_words) as server:
+        flags = ["--score", f"llm:{MODEL}", "--address", server.address, "--rounds", 1, "--at-once", 3, "--tries", 2]
+        done = call(SCRIPT, *words(toy, out, *flags), code=1, **ONE)
+        moved = [
+            "--resume",
+            "--out",
+            out,
+            "--address",
+            "http://127.0.0.1:9/v1",
+            "--timeout",
+            5,
+        ]  # it asks nothing any more
+        again = call(SCRIPT, *moved, code=1, **ONE)
+    start, found, drawn = (
+        strictly(out / name) for name in ("start.json", "round-01/round.json", "round-01/sampled.json")
+    )
+    assert found["sampled"] == drawn and drawn["failed"]["no score in the reply"] == drawn["dropped"][UNKNOWN] > 0
+    counts = [one["failed"].get("no score in the reply", 0) for one in (start, found, drawn)]
+    assert start["scores"].count(None) <= counts[0]
+    assert f"failed   round 1, answers drawn: no score in the reply: {counts[2]} (row" in done.stdout
+    total = f"failed   scores that are not known, and in no figure: no score in the reply: {sum(counts)}"
+    assert total in done.stdout and total in again.stdout and "nan" not in done.stdout
+
+
+def test_a_score_in_a_file_of_ones_own_is_said_again_on_resume_and_an_llms_place_may_be_another(tmp_path):
+    before = {"rounds": 2, "score": "mine.py:short", "address": "http://then/v1", "criterion": "polite"}
+    with pytest.raises(UserError, match="begun with the score 'mine.py:short'; a folder runs no code"):
+        as_begun(Flags(), before, RunFolder(tmp_path))
+    found = as_begun(Flags(score="mine.py:short", address="http://now/v1", at_once=2), before, RunFolder(tmp_path))
+    assert (found.score, found.address, found.at_once) == ("mine.py:short", "http://now/v1", 2)
+    assert (found.rounds, found.criterion) == (2, "polite")
+    with pytest.raises(UserError, match="criterion differ from what"):
+        as_begun(Flags(score="mine.py:short", criterion="concise"), before, RunFolder(tmp_path))
+
+
+def test_what_is_not_known_is_no_number_in_the_table():
+    one = {"score": 1.0, "sampled score": None, "scores": [None, 1.0], "prompts": 2}
+    assert row("start", one).split() == ["start", "1.000", "unknown"]
+    assert gain({"scores": [None, 1.0]}, {"scores": [2.0, None]}) == "unknown"
+    assert gain({"scores": [1.0, 1.0]}, {"scores": [2.5, None]}) == "+1.500"
+    assert gain({"scores": [1.0, 1.0]}, {"scores": [2.0, 3.0]}) == "+1.500 ± 0.500"
 
 
 def test_under_torchrun_it_says_how_it_is_started():

@@ -212,6 +212,15 @@ def test_a_command_killed_at_any_moment_goes_on_to_the_same_bytes(toy, tmp_path)
         (["--min-gap", -1], "--min-gap is -1"),
         (["--max-new", 256], "--max-new is 256, but the model's context is 256"),
         (["--out", "."], "--out . is a folder; name a file"),
+        (["--out", "-"], "--out - would keep nothing"),
+        (["--address", "http://x/v1"], "--address: of an LLM that is asked, and --score has no llm:MODEL"),
+        (["--score", "llm:m", "--address", "http://127.0.0.1:9/v1"], "nothing answers at http://127.0.0.1:9/v1"),
+        (["--score", "llm:m", "--criterion", "no.txt"], "--criterion no.txt: there is no such file"),
+        (["--score", "implicit:no/run"], "names no run folder"),
+        (["--score", "no.py:short"], "--score no.py:short: there is no file no.py"),
+        (["--score", "llm:"], "the name of the model to ask is empty"),
+        (["--pairs", os.devnull], "no regular file"),
+        (["--held-out", 0.999999], "no prompt is left to answer (all 37 are held out; lower --held-out)"),
         (["--score", "rules:witty"], "rules:witty is no score"),
         (["--min-gap", 1e9], "no pair came of"),
         (["--pairs", "no.jsonl"], "no.jsonl does not exist"),
@@ -304,21 +313,23 @@ def test_scores_are_asked_with_what_was_drawn(toy, opened, tmp_path):
 def test_a_judge_scores_the_answers_once_and_what_it_does_not_score_is_counted(toy, tmp_path):
     def by_words(question: str, request: dict) -> str:
         """More words are better; of 'x' it says nothing."""
-        answer = fenced(question)["answer"]
+        answer = fenced(question)["answer"] if "<answer" in question else "Hello."
         return "no score" if "x" in answer else f"Score: {min(10, 1 + len(answer.split()))}"
 
     with serving(by_words) as server:
         words = ["onpolicy", "--model", toy / "model", "--pairs", toy / "pairs.jsonl", "--samples", 4, "--max-new", 12]
-        words += ["--score", f"llm:{MODEL}", "--judge-address", server.address, "--criterion", "concise"]
-        first = call(BUILD, *words, "--out", tmp_path / "pairs.jsonl").stdout
+        words += ["--score", f"llm:{MODEL}", "--address", server.address, "--criterion", "concise"]
+        first = call(BUILD, *words, "--out", tmp_path / "pairs.jsonl", code=1).stdout
         asked = len(server.asked)
         pairs = (tmp_path / "pairs.jsonl").read_bytes()
-        call(BUILD, *words, "--out", tmp_path / "pairs.jsonl")
+        call(BUILD, *words, "--out", tmp_path / "pairs.jsonl", code=1)
         assert (tmp_path / "pairs.jsonl").read_bytes() == pairs
     _, *rows = written(tmp_path / "pairs.answers.jsonl")
     texts = [[answer["text"] for answer in row["answers"]] for row in rows]
     unknown = sum(any("x" in text for text in some) for some in texts)
     assert unknown and f"{UNKNOWN}: {unknown} (row" in first
+    assert f"failed   no score in the reply: {unknown} (row" in first
+    assert not any("Below is an instruction" in request["messages"][0]["content"] for request in server.asked)
     for pair in read_pairs(tmp_path / "pairs.jsonl"):
         assert len(pair.chosen.split()) - len(pair.rejected.split()) == pair.margin > 0
     failed = 3 * sum("x" in text for text in {text for some in texts for text in some})  # asked again each time

@@ -16,9 +16,11 @@ from data.questions import (
     read_rewritten,
     read_score,
     read_verdict,
+    request_in,
     rewrite_question,
     spoken,
 )
+from data.turns import PREAMBLE, Turn, dialogue_prompt, instruction_prompt
 from gpt.command import UserError
 from tests.openai_server import fenced
 
@@ -200,3 +202,64 @@ def test_a_criterion_that_is_none_is_one_line(tmp_path):
     (tmp_path / "long.txt").write_text("x" * 2**17)
     with pytest.raises(UserError, match="larger than"):
         read_criterion(str(tmp_path / "long.txt"))
+
+
+# What a person asked
+
+
+TURN = st.text("ab #:\n", max_size=12).map(str.strip).filter(lambda text: text and "###" not in text)
+
+
+@given(st.lists(TURN, min_size=1, max_size=5).filter(lambda turns: len(turns) % 2), st.just("") | TURN)
+def test_a_dialogue_is_asked_about_as_one_without_its_template(turns, system):
+    spoken = [Turn(("user", "assistant")[n % 2], text) for n, text in enumerate(turns)]
+    found = request_in(dialogue_prompt(spoken, system, "", ""))
+    who = [("User", "Assistant")[n % 2] for n in range(len(turns))]
+    lines = [f"System: {system}"] * bool(system) + [f"{name}: {text}" for name, text in zip(who, turns)]
+    assert found == (turns[0] if len(turns) == 1 and not system else "\n\n".join(lines))
+    assert "###" not in found and PREAMBLE not in found
+
+
+@pytest.mark.parametrize(
+    "prompt, asked",
+    [
+        (instruction_prompt("Add.", "2 + 3"), "Add.\n\n2 + 3"),
+        (instruction_prompt("Add."), "Add."),
+        (instruction_prompt("", "2 + 3"), "2 + 3"),
+        (instruction_prompt("Add.").rstrip("\n"), "Add."),
+        # Alpaca's other sentence, for instructions with an input
+        (
+            "Below is an instruction that describes a task, paired with an input that provides further context. Write a "
+            "response that appropriately completes the request.\n\n### Instruction:\nAdd.\n\n### Input:\n2\n\n### Response:",
+            "Add.\n\n2",
+        ),
+        ("### Instruction:\nAdd.\n\n### Response:\n", "Add."),
+        ("\n\nHuman: Hi there\n\nAssistant:", "Hi there"),
+        (
+            "\r\n\r\nHuman: Hi\r\n\r\nAssistant: Hello\r\n\r\nHuman: So?\r\n\r\nAssistant:",
+            "User: Hi\n\nAssistant: Hello\n\nUser: So?",
+        ),
+        ("Be brief.\n\nHuman: Hi\n\nAssistant:", "System: Be brief.\n\nUser: Hi"),
+        # nobody's template: taken as it is
+        (" 2 + 3 =", " 2 + 3 ="),
+        ("", ""),
+        ("What does 'Human:' mean?", "What does 'Human:' mean?"),
+        ("Explain\n\n### Response:\nof a web page", "Explain\n\n### Response:\nof a web page"),
+        ("\n\nHuman: Hi\n\nAssistant: Hello", "\n\nHuman: Hi\n\nAssistant: Hello"),
+        ("\n\nAssistant: Hello\n\nHuman: Hi", "\n\nAssistant: Hello\n\nHuman: Hi"),
+    ],
+)  # fmt: skip
+def test_a_request_is_what_a_person_asked(prompt, asked):
+    assert request_in(prompt) == asked
+    asks = (
+        rewrite_question(prompt, "x", "short"),
+        compare_question(prompt, "x", "y", BY),
+        rate_question(prompt, "x", BY),
+    )
+    for question in asks:
+        assert "\r" in prompt or fenced(question)["request"] == asked
+
+
+@pytest.mark.parametrize("piece", ["\n\n### Instruction:\n", "\n\nHuman: ", "\r\n\r\n", "\n\n### Response:\n", "\n"])
+def test_a_long_prompt_takes_no_longer_than_its_length(piece):
+    request_in(piece * (2**20 // len(piece)))

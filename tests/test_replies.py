@@ -35,6 +35,7 @@ def ask(server, path, *questions: Question, by: LLM | None = None) -> list[Reply
         return [replies.ask(question) for question in questions]
 
 
+STUB = SimpleNamespace(has_answered=False, model="m", endpoint=SimpleNamespace(address="http://a/v1"))
 QUESTIONS = [Question("é\n\"'\0\u2028"), Question("x", seed=1), Question("x", seed=2), Question("x" * 100_000)]
 
 
@@ -67,11 +68,11 @@ def test_each_line_is_on_disk_before_the_next_question(server, tmp_path):
 
 
 @given(
-    st.tuples(st.text(), st.text(), st.floats(0, 2), st.integers(0, 9), st.integers(0, 9)),
-    st.tuples(st.text(), st.text(), st.floats(0, 2), st.integers(0, 9), st.integers(0, 9)),
+    st.tuples(st.sampled_from(["a", "b"]), st.text(), st.text(), st.floats(0, 2), st.integers(0, 9), st.integers(0, 9)),
+    st.tuples(st.sampled_from(["a", "b"]), st.text(), st.text(), st.floats(0, 2), st.integers(0, 9), st.integers(0, 9)),
 )
-def test_another_model_question_temperature_seed_or_length_is_another_key(one, other):
-    keys = [key_of(model, Question(*rest)) for model, *rest in (one, other)]
+def test_another_address_model_question_temperature_seed_or_length_is_another_key(one, other):
+    keys = [key_of(address, model, Question(*rest)) for address, model, *rest in (one, other)]
     assert (keys[0] == keys[1]) == (one == other)
 
 
@@ -104,6 +105,22 @@ def test_what_failed_is_not_kept(server, tmp_path):
         with pytest.raises(Failed):
             replies.ask(Question("x"))
         assert replies.ask(Question("x")) == Reply("x: 0", "stop")
+
+
+def test_replies_of_another_server_are_not_taken_for_this_ones_and_that_is_told(server, tmp_path):
+    path = tmp_path / "r"
+    with serving(lambda text, request: "other") as other:
+        assert ask(other, path, Question("x"), Question("y")) == [Reply("other", "stop")] * 2
+        with pytest.warns(Notice, match=f"the replies there are of '{MODEL} at {other.address}', not of {MODEL} at"):
+            assert ask(server, path, Question("x")) == [Reply("x: 0", "stop")]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Notice)
+            assert ask(server, path, Question("x")) == [Reply("x: 0", "stop")]
+            assert ask(other, path, Question("y")) == [Reply("other", "stop")]
+    assert len(server.asked) == 1 and len(other.asked) == 2
+    assert {json.loads(line)["of"] for line in path.read_text().splitlines()} == {
+        f"{MODEL} at {one.address}" for one in (server, other)
+    }
 
 
 # A file that was cut, or damaged
@@ -160,7 +177,7 @@ def test_any_bytes_are_read_or_refused(lines):
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", Notice)
-                    Replies(SimpleNamespace(has_answered=False), file).load(path)
+                    Replies(STUB, file).load(path)
             except UserError:
                 return
             assert os.path.getsize(path) <= len(b"\n".join(lines))

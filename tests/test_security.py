@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from data.pairs import read_pairs, write_rows
 from data.reading import ROW
 from data.rules import TINY
+from dpo import online
 from dpo.run_folder import RunFolder
 from gpt import config_json, untrusted, vocabulary
 from gpt.checkpoint import latest_checkpoint
@@ -49,8 +50,21 @@ FORBIDDEN = {
         r"(builtins\.)?(eval|exec|compile|__import__)|importlib\.import_module|runpy(\..*)?|torch\.hub(\..*)?"
         r"|yaml\.(load|load_all|full_load|unsafe_load)"
     ),
+    "a file is run as code": (
+        r"importlib\.(machinery|reload|util\.(spec_from|module_from).*)(\..*)?|.*\.(exec_module|load_module)"
+        r"|pkgutil\.resolve_name|imp(\..*)?"
+    ),
     "a shell runs text": r"os\.(system|popen)|subprocess\.(getoutput|getstatusoutput)|pty\..*",
     "a name that somebody else can take first": r"tempfile\.mktemp",
+}
+# Who may: what is named there is the user's own file, on his command line, and one of our own functions, in a table of ours
+ALLOWED = {
+    "data/own_score.py": {
+        "importlib.util.spec_from_file_location",
+        "importlib.util.module_from_spec",
+        "spec.loader.exec_module",
+    },
+    "data/scores.py": {"pkgutil.resolve_name"},
 }
 # keyword: the one value, as it is written, that it may have
 KEYWORDS = {"allow_pickle": "False", "weights_only": None, "trust_remote_code": "False", "shell": "False"}
@@ -99,7 +113,10 @@ def test_there_are_files_to_look_at():
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_nothing_is_unpickled_or_run_that_came_as_data_and_no_objects_travel_between_processes(file):
-    assert not offences(file.read_text(encoding="utf-8"))
+    allowed = ALLOWED.get(str(file.relative_to(ROOT)), set())
+    found = offences(file.read_text(encoding="utf-8"))
+    assert not [line for line in found if line.split(": ")[1] not in allowed]
+    assert allowed <= {line.split(": ")[1] for line in found}  # none is allowed for nothing
 
 
 @pytest.mark.parametrize(
@@ -150,6 +167,12 @@ def test_nothing_is_unpickled_or_run_that_came_as_data_and_no_objects_travel_bet
         "run = eval",
         "__import__('pickle')",
         "import importlib\nimportlib.import_module(name)",
+        "import importlib\nimportlib.util.spec_from_file_location('a', 'b')",
+        "from importlib.util import module_from_spec",
+        "from importlib.machinery import SourceFileLoader",
+        "spec.loader.exec_module(module)",
+        "from pkgutil import resolve_name",
+        "import pkgutil\npkgutil.resolve_name(text)",
         "import os\nos.system('ls')",
         "from os import popen\npopen('ls')",
         "import subprocess\nsubprocess.run('ls', shell=True)",
@@ -171,6 +194,7 @@ def test_what_is_forbidden_is_seen_whatever_it_is_called(source):
         "import re\nre.compile('a')",
         "import torch\ntorch.compile(model)",
         "import json\njson.load(file)",
+        "from importlib.util import find_spec\nfind_spec('openai')",
         "from safetensors.torch import load_file\nload_file('a')",
         "import subprocess\nsubprocess.run(['ls'], shell=False)",
         "import numpy as np\nnp.load('a', allow_pickle=False)",
@@ -268,6 +292,20 @@ def test_a_run_folder_whose_state_is_a_pickle_is_no_checkpoint(tmp_path, mark):
     (folder / "state.json").write_bytes(pickle.dumps(Bomb(mark)))
     with pytest.raises(UserError, match="every checkpoint there is damaged"):
         latest_checkpoint(folder.parent)
+
+
+def test_a_folder_of_rounds_whose_score_is_a_file_of_code_does_not_run_it(tmp_path, mark):
+    (tmp_path / "rounds").mkdir()
+    (tmp_path / "rounds/evil.py").write_text(f"open({str(mark)!r}, 'w')\ndef score(prompt, answer): return 1\n")
+    evil = f"{tmp_path}/rounds/evil.py:score"
+    for spec in (evil, f"rules:correct + 0.5*{evil}", f"-1*{evil} + length:longer"):
+        (tmp_path / "rounds/run.json").write_text(json.dumps({"flags": {"rounds": 1, "score": spec}}))
+        with pytest.raises(UserError, match="a folder runs no code, so say it again: --score"):
+            online.main(online.Flags(resume=True, out=str(tmp_path / "rounds")))
+    write_rows(
+        tmp_path / "pairs.jsonl", [{"prompt": "p", "chosen": "a", "rejected": "b", "score": evil, "family": evil}]
+    )
+    assert read_pairs(tmp_path / "pairs.jsonl")[0].family == evil
 
 
 # What is too large, too deep, or no number
