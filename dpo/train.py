@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from dpo.forward import Way
 from dpo.job import Job
+from dpo.loggers import NAMES
 from dpo.losses.family import table
 from dpo.order import Limit, steps_of
 from dpo.resume import LeftOff, SaveClock, export, new_folder, resumes
@@ -94,14 +95,13 @@ class Flags:
         0, "tokens of prompt and longer answer; a longer prompt is cut from the left; 0: the model's context", "data"
     )
     held_out: float = flag(0.1, "fraction of the prompts, chosen by hash, that is never trained on", "data")
-    eval_every: int = flag(
-        50, "steps between evaluations on held-out pairs; 0: at the start and the end only", "running"
-    )
+    eval_every: int = flag(50, "steps between evaluations on held-out pairs; 0: at start and end only", "running")
     log_every: int = flag(
         0,
         "steps between looks at what a device computed; 0: 1 on cpu, 10 on others, which compute on meanwhile",
         "running",
     )
+    log_to: list = flag((), "where metrics go beside metrics.jsonl; pip install it first", "running", NAMES)
     save_every: int = flag(0, "steps between checkpoints; 0: none but those of --save-minutes and the last", "running")
     save_minutes: float = flag(10.0, "minutes after which one is saved in any case; 0: none", "running")
     keep: int = flag(2, "newest checkpoints to keep; the one best on held-out pairs is kept beside them", "running")
@@ -135,13 +135,13 @@ def main(flags: Flags) -> int:
     with join(flags.device, flags.timeout) as world:
         must_agree({name: value for name, value in asdict(flags).items() if name not in OWN}, world)
         folder = RunFolder(on_main(lambda: flags.out or kept_over_restarts("out", lambda: new_folder(job)), world))
-        with ExitStack() as stack:
-            on_main(lambda: stack.enter_context(folder.held()) and None, world)
-            try:
+        try:
+            with ExitStack() as stack:
+                on_main(lambda: stack.enter_context(folder.held()) and None, world)
                 return train(job, folder, world)
-            except Stopped as stopped:
-                say(str(stopped), world)
-                return 143
+        except Stopped as stopped:
+            say(str(stopped), world)
+            return 143
 
 
 # Of each machine: what lies there is compared by hash; one that comes back is given --resume
@@ -177,7 +177,7 @@ def train(job: Job, folder: RunFolder, world: World) -> int:
         record = {"flags": job.record(), "settings": settings, "processes": world.size, "versions": versions}
         record["reference"] = {"pairs": train_reference.computed, "seconds": round(train_reference.seconds, 3)}
         folder.write_json("run.json", record)
-        folder.cut_metrics(done if left.path else -1)
+        folder.begin_metrics(done if left.path else -1, flags.log_to, record["flags"])
 
     on_main(begin, world)
     model = replicate(policy, world, *EXAMPLE)
