@@ -38,7 +38,7 @@ MOST = {"rewrite": 1, "judge": 2, "rank": 1000}
 class Annotate(LLMFlags):
     """Let an LLM make pairs of the answers in a file: rewrite each better and worse, judge two, or rank several.
 
-    python data/build.py llm answers.jsonl --way rewrite --criterion polite --model llama3.1 --out pairs.jsonl
+    python data/build.py llm answers.jsonl --way rewrite --model llama3.1 --out pairs.jsonl
     """
 
     file: str = argument("JSON or JSONL file of rows: prompt, or instruction and input; and answers")

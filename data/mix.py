@@ -18,7 +18,10 @@ from gpt.command import UserError, argument, check_range, flag
 
 @dataclass(frozen=True)
 class Sample:
-    """Write some rows of a file, each as likely as any other, in the order of the file."""
+    """Write some rows of a file, each as likely as any other, in the order of the file.
+
+    python data/build.py sample pairs.jsonl --count 1000 --out some.jsonl
+    """
 
     file: str = argument("JSON or JSONL file")
     out: str = flag(help="JSONL file to write; - for none, to see the report only")
@@ -28,7 +31,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class Mix:
-    """Write rows of several files in given proportions, in random order; none twice, unless --count asks for more."""
+    """Write rows of several files in given proportions, in random order; none twice, unless --count asks for more.
+
+    python data/build.py mix helpful.jsonl:0.7 harmless.jsonl:0.3 --out mixed.jsonl
+    """
 
     sources: list = argument("FILE:WEIGHT ..., such as helpful.jsonl:0.7 harmless.jsonl:0.3", nargs="+")
     out: str = flag(help="JSONL file to write; - for none, to see the report only")

@@ -15,10 +15,13 @@ from gpt.command import UserError, argument, check_range, flag
 
 @dataclass(frozen=True)
 class Split:
-    """Cut a file into train.jsonl and held-out.jsonl, no prompt in both, as --held-out of dpo/train.py would."""
+    """Cut a file into train.jsonl and held-out.jsonl, no prompt in both, as --held-out of dpo/train.py would.
+
+    python data/build.py split pairs.jsonl --out halves
+    """
 
     file: str = argument("JSON or JSONL file of pairs")
-    out: str = flag(help="folder to write the two files into; made where it is missing")
+    out: str = flag(help="folder to write the two files into; made where it is missing", metavar="DIR")
     held_out: float = flag(0.1, "fraction of the prompts (of the groups, where rows have one) to hold out")
 
 

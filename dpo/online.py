@@ -65,7 +65,7 @@ class Flags(SamplingFlags):
     init: str = flag(
         "", "where to start: model folder, run folder or Hub name; empty: the embedded data/tiny", "rounds"
     )
-    out: str = flag("", "folder; empty: a new one under runs/", "rounds")
+    out: str = flag("", "folder; empty: a new one under runs/", "rounds", metavar="DIR")
     rounds: int = flag(
         None,
         "how often to sample, score and train; unset: 3, on --resume as before, where more go on further",

@@ -36,6 +36,7 @@ from gpt import precision
 from gpt.checkpoint import load_checkpoint, save_checkpoint
 from gpt.command import flag, run
 from gpt.device import peak_memory
+from gpt.help import FIRST
 from gpt.joining import join, must_agree
 from gpt.launched import kept_over_restarts
 from gpt.memory import keep_freed_memory
@@ -48,21 +49,19 @@ from gpt.stopping import Stopped, StopSignal
 class Flags:
     """Train a GPT on preference pairs, or with --loss sft on answers.
 
-    torchrun --nproc_per_node=2 dpo/train.py --pairs pairs.jsonl --init runs/sft --loss "dpo + 0.2*sft"
-    (give torchrun --local-addr 127.0.0.1 where it hangs because the host name resolves to nothing)
+    Give torchrun --local-addr 127.0.0.1 where it hangs because the host name resolves to nothing.
+
+    torchrun --nproc_per_node=2 dpo/train.py --pairs pairs.jsonl --init gpt2 --loss "dpo + 0.2*sft"
     """
 
-    pairs: str = flag("", "JSON or JSONL file of pairs; empty: the embedded set", "what matters first")
+    pairs: str = flag("", "JSON or JSONL file of pairs; empty: the embedded set")
     init: str = flag(
         "",
         "where to start: model folder, run folder, name on the Hugging Face Hub (gpt2, OWNER/NAME@REVISION) or random:SIZE; "
         "empty: the embedded data/tiny",
-        "what matters first",
     )
-    loss: str = flag(
-        "dpo", "a loss, or a sum such as 'dpo(beta=0.2) + 0.5*sft'; list: print all of them", "what matters first"
-    )
-    out: str = flag("", "run folder; empty: a new one under runs/", "what matters first")
+    loss: str = flag("dpo", "a loss, or a sum such as 'dpo(beta=0.2) + 0.5*sft'; list: print all of them")
+    out: str = flag("", "run folder; empty: a new one under runs/", FIRST, metavar="DIR")
     beta: float = flag(
         None, "for every loss that takes one; unset: each loss's own. Higher stays closer to the reference", "loss"
     )
@@ -174,7 +173,7 @@ def train(job: Job, folder: RunFolder, world: World) -> int:
 
     def begin() -> None:
         versions = {"python": platform.python_version(), "torch": torch.__version__}
-        record = {"flags": job.record(), "settings": settings, "processes": world.size, "versions": versions}
+        record: dict = {"flags": job.record(), "settings": settings, "processes": world.size, "versions": versions}
         record["reference"] = {"pairs": train_reference.computed, "seconds": round(train_reference.seconds, 3)}
         folder.write_json("run.json", record)
         folder.begin_metrics(done if left.path else -1, flags.log_to, record["flags"])
