@@ -10,7 +10,7 @@ would have it.
 import math
 from collections.abc import Sequence
 from statistics import fmean, quantiles
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from data.pairs import Pair
 from data.scores import Score
@@ -87,7 +87,7 @@ def counted(dropped: dict[str, list[int]]) -> str:
     return "; ".join(one(why, rows) for why, rows in dropped.items())
 
 
-def figures(answers: Sequence[Sequence[Answer]], found: Preferences) -> dict[str, float]:
+def figures(answers: Sequence[Sequence[Answer]], found: Preferences) -> dict[str, Any]:
     """What one wants to know of answers and pairs, in numbers."""
     every = [given for some in answers for given in some]
     known = [scores for scores in found.scores if not any(map(math.isnan, scores))] or [[math.nan]]

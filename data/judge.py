@@ -34,7 +34,8 @@ from data.questions import (
 )
 from data.replies import Replies, kept_replies
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 
 TURNED = {FIRST: SECOND, SECOND: FIRST, TIE: TIE}
 DISAGREE = "the verdict changes with the order"

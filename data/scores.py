@@ -37,12 +37,12 @@ def is_task(pair: Pair) -> bool:
 
 def is_correct(pair: Pair, given: Answer) -> bool:
     """The plain answer, or it and one known phrase of style, and then end-of-text."""
-    return given.stopped and judge(given.text, pair.output).correct
+    return given.stopped and judge(given.text, pair.output or "").correct
 
 
 def is_courteous(pair: Pair, given: Answer) -> bool:
     """It carries a courteous phrase, wherever the rest leads, and then ends."""
-    return given.stopped and judge(given.text, pair.output).courteous
+    return given.stopped and judge(given.text, pair.output or "").courteous
 
 
 def of_each(rule: Callable[[Pair, Answer], float]) -> Score:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from io import BufferedReader
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple, cast
 
 from data.reading import Row, is_hub, opened, packing, rows_in
 from gpt.command import UserError
@@ -63,7 +63,8 @@ def _opened(path: Path, stack: ExitStack) -> Source:
         return _parquet(path, file, stack)
     size = path.stat().st_size or None  # a pipe has none
     if packed == "gzip":
-        rows = _unpacked(path, rows_in(path, stack.enter_context(gzip.GzipFile(fileobj=file))))
+        inside = cast(BinaryIO, stack.enter_context(gzip.GzipFile(fileobj=file)))
+        rows = _unpacked(path, rows_in(path, inside))
         return Source(str(path), rows, "B", size, lambda row: file.tell())
     return Source(str(path), rows_in(path, file), "B", size, lambda row: row.start + row.size)
 

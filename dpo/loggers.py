@@ -58,7 +58,7 @@ def check_loggers(names: Collection[str]) -> None:
 class Loggers:
     """The loggers of a run. Never raises: a logger that fails is dropped, with a warning."""
 
-    def __init__(self, names: Collection[str] = (), begun: Beginning | None = None):
+    def __init__(self, names: Collection[str], begun: Beginning):
         self.open: dict[str, Logger] = {}
         for name in names:
             with self._as_guest(name):
@@ -104,8 +104,10 @@ class TensorBoard:
             for name, value in begun.flags.items()
         }
         # not by add_hparams: that makes another file, and TensorBoard follows only the newest of a folder
+        files = self.writers["train"].file_writer
+        assert files is not None  # until it is closed
         for summary in hparams(plain, {}):
-            self.writers["train"].file_writer.add_summary(summary)
+            files.add_summary(summary)
 
     def log(self, step: int, split: str, metrics: dict[str, float]) -> None:
         """Take one line; it is in the file afterwards, whatever ends the process."""

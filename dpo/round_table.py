@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable
 from statistics import fmean, stdev
+from typing import Any
 
 from data.onpolicy import LONGEST, SamplingFlags
 from data.pairs import Pair
@@ -21,7 +22,8 @@ def held_out_figures(
     """How a model does on prompts that it was never trained on: the score of its greedy answers, one by one and on average,
     the average of answers drawn as in the rounds, and the rates of dpo/answers.py. check: raises where the run is to end."""
     max_new = longest_answer(flags.max_new, LONGEST, model.config.n_positions)
-    model, how = ready(model, flags), dict(stop=flags.stop, check=check)
+    model = ready(model, flags)
+    how: dict[str, Any] = dict(stop=flags.stop, check=check)
     greedy = answer(model, tokenizer, pairs, max_new, "held-out prompts, greedy", **how)
     drawn = answer(model, tokenizer, pairs, max_new, "held-out prompts, drawn", flags.sampling, **how)
     scores = [value for (value,) in score(pairs, [[given] for given in greedy])]

@@ -38,7 +38,7 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.model = self.path / "model"
         self.adapter = self.path / "adapter"
-        self.loggers = Loggers()
+        self.loggers: Loggers | None = None
 
     def check_free(self, resume: bool) -> None:
         """Raises UserError where the folder holds something that a new run would overwrite, or cannot be written."""
@@ -93,12 +93,13 @@ class RunFolder:
         """
         make_folder(self.path)
         with held(self.lock, wait, f"--out {self.path}"):
+            ok = False
             try:
                 yield
-            except BaseException:
-                self.loggers.close(ok=False)
-                raise
-            self.loggers.close(ok=True)
+                ok = True
+            finally:
+                if self.loggers:
+                    self.loggers.close(ok)
 
     def write_json(self, name: str, value: dict) -> None:
         """Write a JSON file of the folder; it is whole or as it was."""
@@ -121,7 +122,8 @@ class RunFolder:
                 file.write(json.dumps(rounded) + "\n")
         except OSError as error:
             raise Unwritable.because(self.metrics, error) from None
-        self.loggers.log(rounded)
+        if self.loggers:
+            self.loggers.log(rounded)
 
     def held_out_losses(self) -> dict[int, float]:
         """The loss on held-out pairs, by step; from now on the lines are on the disk."""
