@@ -25,7 +25,7 @@ usage: [N=processes] ./launch.sh [COMMAND] [flags]
                   runs/compare, and a finished one is not trained again; compare --help lists the flags
   online [flags]  rounds of sample, score, train from the model --init; without it from a weak start, which is made first
                   (some 5 minutes on 2 cores); online --help lists the flags
-  test [--all]    the quick tests, or all of them; further words go to pytest
+  test [--all]    style, types and the quick tests, or all of them; further words go to pytest
   torture         runs killed, cut off and starved, and resumed, with figures; torture --help lists its flags
   bench [flags]   ours beside the book's loop and TRL: pairs/s, memory, held-out loss (about 20 minutes on 2 cores);
                   the figures go to bench.json; bench --help lists the flags
@@ -156,11 +156,18 @@ online() {
 
 run_tests() {
     setup test
-    "$python" -c 'import pytest, hypothesis, transformers, peft' 2>/dev/null || {
+    "$python" -c 'import pytest, hypothesis, transformers, peft, ruff, mypy' 2>/dev/null || {
         echo "error: the active environment has torch but not the test extra; pip install -c constraints.txt -e '.[test]', or deactivate it" >&2
         exit 2
     }
     cd "$root"
+    "$python" -m ruff check --quiet . || exit $?
+    "$python" -m ruff format --quiet --check . || {
+        echo "error: these files are not formatted: run ruff format ." >&2
+        "$python" -m ruff format --check . >&2
+        exit 1
+    }
+    "$python" -m mypy --no-error-summary || exit $?
     if [ "${1:-}" = --all ]; then
         shift
         exec "$python" -m pytest "$@"

@@ -17,6 +17,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from data.beside import beside, check_out
+from data.best_worst import UNREADABLE
 from data.candidates import FEWEST, Candidates, candidates, row_with
 from data.carry import are_one, line_of
 from data.endpoint import Failed
@@ -37,7 +38,7 @@ from gpt.files import whole
 class Annotate(JudgeFlags):
     """Let an LLM make pairs of the answers in a file: rewrite each better and worse, judge two, or rank several.
 
-    python data/build.py llm answers.jsonl --way rewrite --criterion polite --model llama3.1 --out pairs.jsonl
+    python data/build.py llm answers.jsonl --way rewrite --model llama3.1 --out pairs.jsonl
     """
 
     file: str = argument("JSON or JSONL file of rows with a prompt and answers, in any format that convert knows")
@@ -141,7 +142,7 @@ def made_of(work: Candidates, judge: Judge, flags: Annotate) -> Made:
     if nothing := teaches_nothing(Pair(work.prompt, new["chosen"], new["rejected"])):
         return Made(work.number, dropped=nothing)
     row = row_with(work.row, work.prompt, new)
-    return Made(work.number, row, "" if row else "an answer that would be read as a dialogue")
+    return Made(work.number, row, "" if row else UNREADABLE)
 
 
 def _rewritten(work: Candidates, judge: Judge, flags: Annotate) -> dict | str:

@@ -10,7 +10,7 @@ would have it.
 import math
 from collections.abc import Sequence
 from statistics import fmean, quantiles
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from data.candidates import row_with
 from data.failures import Failures
@@ -23,6 +23,7 @@ from gpt.command import UserError
 HEAD = ("prompt", "instruction", "input", "output", "family", "group")  # the fields of a row that belong to its prompt
 ALIKE, CLOSE = "all answers score the same", "a gap below --min-gap"
 UNKNOWN = "an answer whose score is not known"
+UNREADABLE = "answers that no row can hold"
 CUT, BLANK, EQUAL = "no answer that ended", "fewer than two answers that are not blank", "best and worst are one text"
 
 
@@ -76,9 +77,10 @@ def preferences(
             gap = scores[best] - scores[worst]
             if gap >= min_gap:
                 new = {"chosen": some[best].text, "rejected": some[worst].text, "margin": gap}
-                found.rows.append(row_with(head, pair.prompt, new))
-                continue
-            picked = CLOSE
+                if row := row_with(head, pair.prompt, new):
+                    found.rows.append(row)
+                    continue
+            picked = CLOSE if gap < min_gap else UNREADABLE
         found.dropped.setdefault(picked, []).append(pair.row)
     return found
 
@@ -90,12 +92,11 @@ def no_pair(found: Preferences) -> UserError:
         why = f"failed: {found.failures}" if found.failures else "the score is NaN each time"
         return UserError(f"no pair came of {count:,} prompts, as no score is known ({why}); the answers are kept")
     failed = f"; failed: {found.failures}" if found.failures else ""
-    return UserError(
-        f"no pair came of {count:,} prompts ({summary(found.dropped, '')}{failed}); draw more --samples, at a higher --temperature"
-    )
+    why = summary(found.dropped, "") + failed
+    return UserError(f"no pair came of {count:,} prompts ({why}); draw more --samples, at a higher --temperature")
 
 
-def figures(answers: Sequence[Sequence[Answer]], found: Preferences) -> dict[str, float]:
+def figures(answers: Sequence[Sequence[Answer]], found: Preferences) -> dict[str, Any]:
     """What one wants to know of answers and pairs, in numbers; None for a mean of scores where none is known."""
     every = [given for some in answers for given in some]
     known = [scores for scores in found.scores if not any(map(math.isnan, scores))]

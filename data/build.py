@@ -12,6 +12,7 @@ python data/build.py convert data.parquet --out pairs.jsonl   from chat messages
 
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +34,10 @@ from gpt.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Rules:
-    """Write pairs of the embedded tasks: the same right answer, courteous (chosen) and rude (rejected)."""
+    """Write pairs of the embedded tasks: the same right answer, courteous (chosen) and rude (rejected).
+
+    python data/build.py rules --count 2000 --out pairs.jsonl
+    """
 
     out: str = flag(help="JSONL file to write; - for none, to see the summary only")
     count: int = flag(PAIRS, "rows")
@@ -60,5 +64,8 @@ def rules(flags: Rules) -> None:
 
 
 if __name__ == "__main__":
-    made = {"rules": (rules, Rules), "llm": (annotate, Annotate), "onpolicy": (onpolicy, OnPolicy)}
-    run(made | {"check": (check, Check), "convert": (convert, Convert)} | SHAPE)
+    made: dict[str, tuple[Callable, type]] = {
+        **{"rules": (rules, Rules), "llm": (annotate, Annotate), "onpolicy": (onpolicy, OnPolicy)},
+        **{"check": (check, Check), "convert": (convert, Convert)},
+    }
+    run(made | SHAPE)

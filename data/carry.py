@@ -93,7 +93,7 @@ def chosen_rows(path: str | Path, wanted: np.ndarray, doing: str = "") -> Iterat
 
 
 @contextmanager
-def written(out: str | Path) -> Iterator[Callable[[dict, str], None]]:
+def written(out: str | Path) -> Iterator[Callable[[dict, str], object]]:
     """A function that writes a row to the file `out`, which is whole or as it was; to "-" nothing is written.
 
     Its second argument names the row in the UserError for one that cannot be written.

@@ -80,34 +80,36 @@ class Census:
         self.margins, self._lengths = array("f"), array("i")
         self.sample = Sample(sample or MOST)
         self.noted = {name: Tally(KEPT) for name in ODDITIES}
-        self.scripts, self.families, self.special = Counter(), Counter(), Counter()
-        self.plain = Counter()  # which answer is the row's output
+        self.scripts: Counter[str] = Counter()
+        self.families: Counter[str] = Counter()
+        self.special: Counter[str] = Counter()
+        self.plain: Counter[str] = Counter()  # which answer is the row's output
 
     def add(self, pair: Pair) -> None:
         """Count the next pair."""
-        one = pair.rejected is None
+        texts = pair.texts
         self.groups.add(pair)
         prompt, chosen = self.groups.prompts[-1], text_hash(pair.chosen)
-        rejected = 0 if one else text_hash(pair.rejected)
+        rejected = 0 if pair.rejected is None else text_hash(pair.rejected)
         self.chosen.append(chosen)
         self.rejected.append(rejected)
         self.sides.append(text_hash(pair.group) if pair.group else prompt)
         self.margins.append(NO_MARGIN if pair.margin is None else pair.margin)
-        nearly = [normalized_prompt(pair.prompt), *map(normalized, pair[1 : 3 - one])]
+        nearly = [normalized_prompt(pair.prompt), *map(normalized, texts[1:])]
         self.near_prompts.append(text_hash(nearly[0]))
         self.near.append(text_hash("\0".join(nearly)))
         for name in oddities(pair, alike=nearly[1:2] == nearly[2:]):
             self.noted[name].add(pair.row)
-        self.scripts[script("\n".join(pair[1 : 3 - one]))] += 1
+        self.scripts[script("\n".join(texts[1:]))] += 1
         if pair.family:
             count_name(self.families, pair.family)
-        for token in {token for text in pair[: 3 - one] for token in special_tokens(text)}:
+        for token in {token for text in texts for token in special_tokens(text)}:
             count_name(self.special, token)
         if pair.output is not None:
             self.plain[{pair.chosen: "chosen", pair.rejected: "rejected"}.get(pair.output, "neither")] += 1
         if self.tokenizer and not self.sampled:
             self._lengths.extend(self._tokens(pair))
-        if self.sampled or not one:
+        if self.sampled or pair.rejected is not None:
             # weights that tell chosen from rejected; the same as in `keys`
             self.sample.offer((prompt + 3 * chosen + 5 * rejected) % 2**64, lambda: self._kept(pair, prompt))
 
@@ -118,8 +120,9 @@ class Census:
 
     def _tokens(self, pair: Pair) -> tuple[int, int, int]:
         """As training counts them: an end-of-text follows each answer, and stands for an empty prompt."""
-        prompt, *answers = (len(self.tokenizer.encode(text)) if text is not None else -1 for text in pair[:3])
-        return max(prompt, 1), *(length + 1 for length in answers)
+        assert self.tokenizer
+        prompt, chosen, rejected = (0 if t is None else len(self.tokenizer.encode(t)) + 1 for t in pair[:3])
+        return max(prompt - 1, 1), chosen, rejected
 
     def __len__(self) -> int:
         return len(self.chosen)

@@ -44,7 +44,7 @@ def script(text: str) -> str:
     del found["none"]
     if found["Kana"]:
         found["Kana"] += found.pop("Han", 0)
-    return max(found, key=found.get) if found.total() else "none"
+    return max(found, key=found.__getitem__) if found.total() else "none"
 
 
 @lru_cache(2**16)

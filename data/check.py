@@ -32,7 +32,10 @@ WIDTH = 120  # of a line of text
 
 @dataclass(frozen=True)
 class Check:
-    """Look into a file of pairs: what is dropped, repeated, contradicted, too long, too easy or odd."""
+    """Look into a file of pairs: what is dropped, repeated, contradicted, too long, too easy or odd.
+
+    python data/build.py check pairs.jsonl --model gpt2 --picture lengths.svg
+    """
 
     file: str = argument("file of pairs")
     model: str = flag("", "model folder whose vocabulary counts the tokens; empty: the embedded one; gpt2: GPT-2's")

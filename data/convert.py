@@ -33,6 +33,8 @@ class Convert:
     JSON, JSONL, gzip of either, Parquet files or folders of them, and hub:OWNER/NAME[SPLIT] are read. A row may be an
     instruction, a prompt, chat messages, ShareGPT's conversations, a dialogue of Human: and Assistant:, or several answers
     with their scores.
+
+    python data/build.py convert data.jsonl.gz --out pairs.jsonl
     """
 
     files: list = argument("what to read: files, folders of Parquet files, hub:OWNER/NAME[SPLIT]", nargs="+")

@@ -35,7 +35,10 @@ from gpt.untrusted import shown
 
 @dataclass(frozen=True)
 class Decontaminate:
-    """Leave out the rows that share a prompt, or a long run of words, with other files, such as those for testing."""
+    """Leave out the rows that share a prompt, or a long run of words, with other files, such as those for testing.
+
+    python data/build.py decontaminate pairs.jsonl --against test.jsonl --out clean.jsonl
+    """
 
     file: str = argument("JSON or JSONL file of pairs")
     against: list = flag(help="files to be kept unseen: pairs, or JSON objects of which every text counts")

@@ -20,7 +20,10 @@ from gpt.command import UserError, argument, flag
 
 @dataclass(frozen=True)
 class Dedupe:
-    """Leave out the rows that repeat one before them; the first of each stays, with all its fields."""
+    """Leave out the rows that repeat one before them; the first of each stays, with all its fields.
+
+    python data/build.py dedupe pairs.jsonl --near --out unique.jsonl
+    """
 
     file: str = argument("JSON or JSONL file of pairs")
     out: str = flag(help="JSONL file to write; - for none, to see the report only")

@@ -18,7 +18,7 @@ import os
 import time
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from gpt.command import UserError
@@ -113,7 +113,7 @@ class Endpoint:
     def _body(self, question: Question) -> bytes:
         """What the server sends, whole, within the time and with at most BODY bytes."""
         deadline, found = time.monotonic() + self.timeout, bytearray()
-        limit = {"max_tokens": question.max_tokens} if question.max_tokens else {}
+        limit: dict[str, Any] = {"max_tokens": question.max_tokens} if question.max_tokens else {}
         asked = self._client.chat.completions.with_streaming_response.create(
             model=self.model,
             messages=[{"role": "user", "content": question.text}],
@@ -184,10 +184,10 @@ def check_address(address: str) -> str:
 def retry_after(value: str | None) -> float | None:
     """Seconds to wait by a Retry-After header (RFC 9110, 10.2.3), a number or a date; None where it says neither."""
     with suppress(TypeError, ValueError):
-        seconds = float(value)
+        seconds = float(value or "")
         return max(0.0, seconds) if not math.isnan(seconds) else None
     with suppress(TypeError, ValueError, OverflowError):
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+        return max(0.0, parsedate_to_datetime(value or "").timestamp() - time.time())
     return None
 
 

@@ -5,7 +5,9 @@ from pathlib import Path
 from shlex import quote
 
 PACKED = {"gzip": b"\x1f\x8b", "Parquet": b"PAR1"}  # what they begin with
-FOREIGN = {  # what else files begin with that people have, none of which JSON does
+FOREIGN: dict[
+    str, bytes | tuple[bytes, ...]
+] = {  # what else files begin with that people have, none of which JSON does
     "a zip archive; unpack it first": b"PK\x03\x04",
     "packed by bzip2; unpack it first": b"BZh",
     "packed by xz; unpack it first": b"\xfd7zXZ",

@@ -4,9 +4,10 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from queue import Empty, SimpleQueue
-from typing import TypeVar
+from typing import Any, TypeVar
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 
 AHEAD = 64  # items for each thread that are taken from the source while an earlier one is still waited for
 LAST = 3.0  # seconds that the others get to finish what they are at, after one has failed
@@ -18,7 +19,9 @@ def in_order(work: Callable[[T], R], items: Iterable[T], at_once: int) -> Iterat
     An exception of one ends all, within LAST seconds. The threads do not outlive the process: where it ends, by Ctrl+C for
     instance, what is being waited for is given up.
     """
-    todo, done, error = SimpleQueue(), SimpleQueue(), None
+    todo: SimpleQueue[tuple[int, T] | None] = SimpleQueue()
+    done: SimpleQueue[tuple[int, Any, BaseException | None]] = SimpleQueue()
+    error: BaseException | None = None
 
     def labour() -> None:
         while (job := todo.get()) is not None:

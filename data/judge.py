@@ -36,7 +36,8 @@ from data.questions import (
 from data.replies import Replies, kept_replies
 from gpt.command import UserError, check_range, flag
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 
 TURNED = {FIRST: SECOND, SECOND: FIRST, TIE: TIE}
 DISAGREE = "the verdict changes with the order"

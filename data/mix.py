@@ -25,7 +25,10 @@ from gpt.command import UserError, argument, check_range, flag
 
 @dataclass(frozen=True)
 class Sample:
-    """Write some rows of a file, pairs or not, each as likely as any other, in the order of the file."""
+    """Write some rows of a file, pairs or not, each as likely as any other, in the order of the file.
+
+    python data/build.py sample pairs.jsonl --count 1000 --out some.jsonl
+    """
 
     file: str = argument("JSON or JSONL file")
     out: str = flag(help="JSONL file to write; - for none, to see the report only")
@@ -36,6 +39,8 @@ class Sample:
 @dataclass(frozen=True)
 class Mix:
     """Write rows of several files of one format in given proportions, in random order.
+
+    python data/build.py mix helpful.jsonl:0.7 harmless.jsonl:0.3 --out mixed.jsonl
 
     No row is written twice, unless --count asks for more than there are.
     """
@@ -163,7 +168,8 @@ def _count(path: str) -> tuple[int, dict[tuple[str, ...], int]]:
 
     Raises UserError where there are no rows.
     """
-    count, kinds = 0, {}
+    count = 0
+    kinds: dict[tuple[str, ...], int] = {}
     for row in rows(path, "reading"):
         count += 1
         formats = fitting(row.value) or fitting({"chosen": "", **row.value})  # prompts alone are of a format too
@@ -175,7 +181,7 @@ def _count(path: str) -> tuple[int, dict[tuple[str, ...], int]]:
 
 def _check_formats(found: dict[str, dict[tuple[str, ...], int]]) -> None:
     """Raises UserError where rows have different formats, for no reader would take the mixture."""
-    firsts = {}  # kind -> (file, row)
+    firsts: dict[tuple[str, ...], tuple[str, int]] = {}  # kind -> (file, row)
     for path, kinds in found.items():
         for kind, row in kinds.items():
             firsts.setdefault(kind, (path, row))

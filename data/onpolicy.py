@@ -76,7 +76,10 @@ class SamplingFlags(AnswerFlags, JudgeFlags):
 
 @dataclass(frozen=True)
 class OnPolicy(SamplingFlags):
-    """Draw several answers to each prompt from a model, score them, and keep the best against the worst."""
+    """Draw several answers to each prompt from a model, score them, and keep the best against the worst.
+
+    python data/build.py onpolicy --model runs/sft --score rules:correct --samples 8 --out pairs.jsonl
+    """
 
     model: str = flag(help="model folder, run folder, or the name of a model on the Hugging Face Hub")
     out: str = flag(

@@ -42,10 +42,11 @@ def own_score(name: str) -> "Score":
 
 
 def _function(name: str) -> Callable[[str, str], float]:
-    path, wanted = OWN.fullmatch(name).groups()
+    path, _, wanted = name.rpartition(":")
     if not Path(path).is_file():
         raise UserError(f"--score {name}: there is no file {path}")
     spec = importlib.util.spec_from_file_location(f"own_score_{Path(path).stem}", path)
+    assert spec and spec.loader  # as every file has whose name ends so
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses of the file look it up there
     try:
@@ -69,7 +70,7 @@ def _number(function: Callable[[str, str], float], pair: Pair, given: Answer, na
     except Exception as raised:
         error = raised
     raise UserError(
-        f"row {pair.row}: --score {name}: {_said(error, OWN.fullmatch(name)[1])}; it is given a prompt and an answer, both "
+        f"row {pair.row}: --score {name}: {_said(error, name.rpartition(':')[0])}; it is given a prompt and an answer, both "
         "text, and returns a number"
     ) from error
 

@@ -53,6 +53,11 @@ class Pair(NamedTuple):
     group: str | None = None  # pairs of one group stay on one side of a split; default: the prompt
     margin: float | None = None  # how much better the chosen answer is, for losses that ask (margin=true)
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The prompt and its answers, one or two."""
+        return (self.prompt, self.chosen) if self.rejected is None else (self.prompt, self.chosen, self.rejected)
+
 
 def read_pairs(
     path: str | Path, dropped: dict[str, list[int]] | None = None, one_answer: bool | None = None
@@ -86,7 +91,7 @@ def placed_pairs(
         for row, pair, why in checked(rows, str(path), one_answer, OneFormat()):
             if why:
                 dropped.setdefault(why, []).append(row.number)
-            else:
+            elif pair:
                 yield pair, row.start, row.size
     except UserError:
         for _ in rows:  # where the file is no JSON further on, that is said first

@@ -167,7 +167,7 @@ class _Window:
 
     def next(self) -> str:
         """The next character that is no white space, which is skipped; at the end of the file ""."""
-        while (end := SPACE.match(self.text, self.at).end()) == len(self.text) and not self.is_whole:
+        while (end := _after_space(self.text, self.at)) == len(self.text) and not self.is_whole:
             self.grow()
         self.skip(end)
         return self.text[end : end + 1]
@@ -238,3 +238,8 @@ def _beyond(path: Path, line: int, error: Exception) -> UserError:
     """What is JSON, but not for Python: nested too deep, or (ValueError) a number of thousands of digits."""
     why = "nested too deep" if isinstance(error, RecursionError) else str(error).partition(";")[0]
     return UserError(f"{path}, line {line}: bad JSON: {why}")
+
+
+def _after_space(text: str, start: int) -> int:
+    found = SPACE.match(text, start)
+    return found.end() if found else start

@@ -32,7 +32,7 @@ from gpt.command import UserError
 
 # (pairs, several answers to each, failures) -> a number for each answer, NaN where that is not known. `failures` is filled
 # with why. Raises UserError naming the row of a pair it cannot score.
-Score = Callable[[Sequence[Pair], Sequence[Sequence[Answer]], Failures], list[list[float]]]
+Score = Callable[..., list[list[float]]]
 
 
 class How(NamedTuple):
@@ -63,12 +63,12 @@ def is_task(pair: Pair) -> bool:
 
 def is_correct(pair: Pair, given: Answer) -> bool:
     """The plain answer, or it and one known phrase of style, and then end-of-text."""
-    return given.stopped and judge(given.text, pair.output).correct
+    return given.stopped and judge(given.text, pair.output or "").correct
 
 
 def is_courteous(pair: Pair, given: Answer) -> bool:
     """It carries a courteous phrase, wherever the rest leads, and then ends."""
-    return given.stopped and judge(given.text, pair.output).courteous
+    return given.stopped and judge(given.text, pair.output or "").courteous
 
 
 def of_each(rule: Callable[[Pair, Answer], float]) -> Score:
@@ -114,11 +114,13 @@ def by_llm(model: str, how: How) -> Score:
         with open_judge(model, how.judge, how.kept) as judge:
             cases = [(pair.prompt, [given.text for given in some]) for pair, some in zip(pairs, answers)]
             found = judge.score_all(cases)
-        for at, scores in enumerate(found):
-            if isinstance(scores, Failed):
-                failures.add(scores, pairs[at].row)
-                found[at] = [math.nan] * len(answers[at])
-        return found
+        scores = []
+        for pair, some, given in zip(pairs, answers, found):
+            if isinstance(given, Failed):
+                failures.add(given, pair.row)
+                given = [math.nan] * len(some)
+            scores.append(given)
+        return scores
 
     return score
 

@@ -8,12 +8,14 @@
 Each reads its files as streams, whatever their size, writes the rows as they are (data/carry.py), and says what it did.
 """
 
+from collections.abc import Callable
+
 from data.decontaminate import Decontaminate, decontaminate
 from data.dedupe import Dedupe, dedupe
 from data.mix import Mix, Sample, mix, sample
 from data.split import Split, split
 
-SHAPE = {
+SHAPE: dict[str, tuple[Callable, type]] = {
     "split": (split, Split),
     "dedupe": (dedupe, Dedupe),
     "decontaminate": (decontaminate, Decontaminate),

@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from io import BufferedReader
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple, cast
 
 from data.first_bytes import packing
 from data.reading import Row, is_hub, opened, rows_in
@@ -70,7 +70,8 @@ def _opened(path: Path, stack: ExitStack) -> Source:
         return _parquet(path, file, stack)
     size = path.stat().st_size or None  # a pipe has none
     if packed == "gzip":
-        rows = _unpacked(path, rows_in(path, stack.enter_context(gzip.GzipFile(fileobj=file))))
+        inside = cast(BinaryIO, stack.enter_context(gzip.GzipFile(fileobj=file)))
+        rows = _unpacked(path, rows_in(path, inside))
         return Source(str(path), rows, "B", size, lambda row: file.tell())
     return Source(str(path), rows_in(path, file), "B", size, lambda row: row.start + row.size)
 

@@ -21,11 +21,15 @@ from gpt.command import UserError, argument, check_range, flag
 
 @dataclass(frozen=True)
 class Split:
-    """Cut a file into train.jsonl and held-out.jsonl, no prompt in both, as --held-out of dpo/train.py would."""
+    """Cut a file into train.jsonl and held-out.jsonl, no prompt in both, as --held-out of dpo/train.py would.
+
+    python data/build.py split pairs.jsonl --out halves
+    """
 
     file: str = argument("JSON or JSONL file of pairs")
     out: str = flag(
-        help="folder to write the two files into, made where it is missing; - for none, to see the report only"
+        help="folder to write the two files into, made where it is missing; - for none, to see the report only",
+        metavar="DIR",
     )
     held_out: float = flag(0.1, "fraction of the prompts (of the groups, where rows have one) to hold out")
 
@@ -35,10 +39,11 @@ def split(flags: Split) -> None:
     if Path(flags.out).is_file() and flags.out != "-":
         raise UserError(f"--out {flags.out} is a file; two are written, so name a folder")
     names = ("train.jsonl", "held-out.jsonl")
-    files = ["-", "-"] if flags.out == "-" else [Path(flags.out) / name for name in names]
+    files = [Path("-"), Path("-")] if flags.out == "-" else [Path(flags.out) / name for name in names]
     for file in files:
         check_files(file, flags.file)
-    groups, sides, alike, dropped = Groups(), array("B"), array("Q"), {}
+    groups, sides, alike = Groups(), array("B"), array("Q")
+    dropped: dict[str, Tally] = {}
     with written(files[0]) as to_train, written(files[1]) as to_hold:
         for row, pair in pairs(flags.file, "splitting", dropped):
             if not pair:

@@ -14,7 +14,8 @@ class Tally:
     """How many rows something was found in, and the first `kept` of them. As text it is what `rows_listed` says."""
 
     def __init__(self, kept: int = LISTED):
-        self.count, self.kept, self.rows = 0, kept, []
+        self.count, self.kept = 0, kept
+        self.rows: list[int | str] = []
 
     def add(self, row: int | str) -> None:
         """One more."""

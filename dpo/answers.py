@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from statistics import fmean, stdev
+from typing import Any
 
 from tqdm import tqdm
 
@@ -44,20 +45,20 @@ def answer(
 
 def rates(pairs: list[Pair], answers: list[Answer]) -> dict:
     """Mean length and the rate of stopped answers; for tasks the rates of courteous, rude and correct ones too."""
-    found = {
+    found: dict[str, Any] = {
         "stopped": fmean(a.stopped for a in answers),
         "length": fmean(a.length for a in answers),
         "prompts": len(answers),
     }
     tasks = [(pair, given) for pair, given in zip(pairs, answers) if is_task(pair)]
     if tasks:
-        verdicts = [judge(given.text, pair.output) for pair, given in tasks]
+        verdicts = [judge(given.text, pair.output or "") for pair, given in tasks]
         found |= {
             "courteous": fmean(v.courteous for v in verdicts),
             "rude": fmean(v.rude for v in verdicts),
             "correct": fmean(is_correct(*task) for task in tasks),
         }
-        families = sorted({pair.family for pair, _ in tasks})
+        families = sorted({pair.family for pair, _ in tasks if pair.family})
         found["correct by family"] = {
             name: fmean(is_correct(p, a) for p, a in tasks if p.family == name) for name in families
         }

@@ -49,6 +49,7 @@ class Flags:
     """Train a model with each loss, from the same start with the same budget, and make one table of what came of it.
 
     python dpo/compare.py --losses "dpo; dpo @ 3e-5; ipo(beta=1); dpo + 0.5*sft"
+    python dpo/compare.py --init runs/sft --pairs pairs.jsonl --steps 500
     """
 
     losses: str = flag("", "losses with ; between, each a spec as in train.py, or SPEC @ RATE; empty: all, by name")
@@ -61,7 +62,7 @@ class Flags:
     )
     seed: int = flag(0, "of the order of pairs, and of the sampled answers")
     prompts: int = flag(0, "held-out prompts to answer and to sample answers to; 0: all")
-    out: str = flag("runs/compare", "folder: of each loss the run, compare.md and compare.json")
+    out: str = flag("runs/compare", "folder: of each loss the run, compare.md and compare.json", metavar="DIR")
     page: str = flag("", f"file in which the table replaces what stands between {BEGIN.strip()} and {END.strip()}")
     device: str = flag("auto", "auto is cuda where there is one, else cpu", choices=("auto", "cpu", "cuda", "mps"))
 

@@ -43,7 +43,7 @@ class Flags(JudgeFlags):
     """Compare a trained model with its start, on held-out pairs and prompts, or score the pairs of a file.
 
     python dpo/evaluate.py --policy runs/demo
-    python dpo/evaluate.py --policy A --reference B --pairs FILE      one JSON line for each pair: rewards and more
+    python dpo/evaluate.py --policy A --reference B --pairs FILE    # a JSON line for each pair
     """
 
     policy: str = flag(help="the trained model: run folder, model folder or name on the Hugging Face Hub")
@@ -61,8 +61,9 @@ class Flags(JudgeFlags):
     show: int = flag(6, "samples to print")
     out: str = flag(
         "",
-        "folder for evaluation.json and samples.jsonl, or for scores.jsonl; empty: the run folder, if its own pairs and start "
-        "are asked, else nothing is written",
+        metavar="DIR",
+        help="folder for evaluation.json and samples.jsonl, or for scores.jsonl; empty: the run folder, if its own pairs "
+        "and start are asked, else nothing is written",
     )
     judge: str = flag("", "model that judges the answers of both, for a win rate; empty: none")
     device: str = flag("auto", "auto is cuda where there is one, else cpu", choices=("auto", "cpu", "cuda", "mps"))

@@ -14,6 +14,7 @@ from dpo.rows import Ids
 from dpo.store import CHUNK, Store, columns, encode, stored
 from gpt.command import UserError
 from gpt.tokenizer import Tokenizer
+from gpt.waiting import waiting
 
 EMBEDDED = "the embedded set"
 
@@ -22,13 +23,13 @@ class Lazy(Sequence):
     """The items `get(i)` for each i of `index`, made when they are asked for."""
 
     def __init__(self, index: np.ndarray, get: Callable):
-        self.index, self.get = index, get
+        self.places, self.get = index, get
 
     def __len__(self) -> int:
-        return len(self.index)
+        return len(self.places)
 
     def __getitem__(self, i):
-        return Lazy(self.index[i], self.get) if isinstance(i, slice) else self.get(int(self.index[i]))
+        return Lazy(self.places[i], self.get) if isinstance(i, slice) else self.get(int(self.places[i]))
 
 
 class Examples:
@@ -47,6 +48,7 @@ class Examples:
         self.pairs: Sequence[Pair] = Lazy(index, store.pair)
 
     @cached_property
+    @waiting("hashing the tokens")
     def fingerprint(self) -> str:
         """SHA-256 of all lengths and tokens, in order: what the training depends on."""
         digest = hashlib.sha256(self.lengths.astype("<i4").tobytes())

@@ -1,6 +1,6 @@
 """A forward pass over pairs: the one way in which policy and reference are asked.
 
-    logps, batch = ask(model, pairs, rows, way)       # log p of every answer token of these rows
+    ask(model, pairs, rows, way).logps                # log p of every answer token of these rows
 
 Both take the same numeric path, so that before the first update every log-ratio is 0 to rounding.
 """
@@ -8,10 +8,10 @@ Both take the same numeric path, so that before the first update every log-ratio
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dpo.order import Limit
 from dpo.rows import Batch, Ids, collate
@@ -33,20 +33,25 @@ class Way(NamedTuple):
     stop: Callable[[], None] = lambda: None  # called before every pass; raises where the run is to end
 
 
-def ask(
-    model: nn.Module, pairs: Sequence[Ids], rows: Sequence[int], way: Way, squares: bool = False
-) -> tuple[Tensor | tuple[Tensor, Tensor], Batch]:
-    """log p of each answer token of the pairs `rows`, (S,) float32, in the order of the batch that comes with it.
+class Asked(NamedTuple):
+    """What a model says of some pairs, by answer tokens in the order of their batch."""
 
-    squares: a pair of that and the logarithm of the sum of p^2 over the vocabulary, at the same places.
-    """
+    logps: Tensor  # (S,) float32: log p
+    squares: Tensor | None  # (S,): where it was asked for, the logarithm of the sum of p^2 over the vocabulary
+    batch: Batch
+
+
+def ask(model: Callable[..., Any], pairs: Sequence[Ids], rows: Sequence[int], way: Way, squares: bool = False) -> Asked:
+    """log p of each answer token of the pairs `rows`."""
     way.stop()
     device = way.world.device
     multiple = 128 if device.type == "cuda" else 1  # a GPU has a kernel chosen for each new length
     batch = collate([pairs[i] for i in rows], multiple).to(device)
     look = looking(batch.tree, device, precision.DTYPES[way.precision])
     with precision.autocast(way.precision, device):
-        return model(batch.tokens, batch.targets, batch.positions, look, squares), batch
+        found = model(batch.tokens, batch.targets, batch.positions, look, squares)
+    logps, of_squares = found if squares else (found, None)
+    return Asked(logps, of_squares, batch)
 
 
 def fitting(config: GPTConfig, world: World, reserved: int = 0, micro: int = 0) -> Limit:

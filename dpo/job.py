@@ -13,6 +13,7 @@ import torch
 from data.pairs import summary
 from dpo.examples import EMBEDDED, check_margins, open_examples
 from dpo.forward import Way, fitting
+from dpo.loggers import check_loggers
 from dpo.losses import parse_loss
 from dpo.moving import Moving, frozen_copy
 from dpo.order import pairs_met, steps_in_epochs
@@ -30,27 +31,10 @@ from gpt.parallel import World, least, placed
 from gpt.weights import fingerprint
 
 # Flags that settings leave out: they change nothing that is computed, or stand there resolved.
-FREE = {
-    "out",
-    "resume",
-    "dry_run",
-    "device",
-    "eval_every",
-    "log_every",
-    "save_every",
-    "save_minutes",
-    "micro",
-    "precision",
-    "init",
-    "reference",
-    "pairs",
-    "epochs",
-    "shard",
-    "keep",
-    "export",
-    "timeout",
-    "debug",
-}
+FREE = frozenset(
+    "out resume dry_run device eval_every log_every log_to save_every save_minutes micro precision init reference pairs epochs "
+    "shard keep export timeout debug".split()
+)
 
 
 class Job:
@@ -59,6 +43,7 @@ class Job:
     def __init__(self, flags):
         _check_ranges(flags)
         check_device(flags.device)
+        check_loggers(flags.log_to)
         self.flags, self.loss = flags, parse_loss(flags.loss, flags.beta)
         if flags.out:
             RunFolder(flags.out).check_free(flags.resume or is_restarted())

@@ -58,7 +58,8 @@ def log_ratios(policy: GPT, reference: GPT, answers: Sequence[Ids], way: Way) ->
     """log pi(y|x) - log pi_ref(y|x) of each answer, (answers,): the sums over its tokens."""
     found = torch.zeros(len(answers))
     for some in _batches(answers, way.limit):
-        here, there = (answer_sums(*ask(model.eval(), answers, some, way))[0] for model in (policy, reference))
+        said = [ask(model.eval(), answers, some, way) for model in (policy, reference)]
+        here, there = (answer_sums(logps, batch)[0] for logps, _, batch in said)
         found[some] = (here - there).cpu()
     return found
 

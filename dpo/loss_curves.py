@@ -64,4 +64,5 @@ def curve(name: str, margins: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         losses = LOSSES[name](scores)
         pulls = torch.autograd.grad(losses.sum(), answers, allow_unused=True, materialize_grads=True)
         found.append(torch.stack([losses.detach()[0], *(-pull[0] for pull in pulls)]))
-    return torch.stack(found).unbind(1)
+    loss, chosen, rejected = torch.stack(found).unbind(1)
+    return loss, chosen, rejected

@@ -48,7 +48,7 @@ def sheet() -> Figure:
     """The whole family, in the order and the groups of its table."""
     groups: dict[str, list[str]] = {}
     for name, loss in LOSSES.items():
-        heading = inspect.getdoc(sys.modules[loss.__module__]).splitlines()[0]
+        heading = (inspect.getdoc(sys.modules[loss.__module__]) or "").splitlines()[0]
         groups.setdefault(heading, []).append(name)
     rows = [
         (heading, names[i : i + COLUMNS]) for heading, names in groups.items() for i in range(0, len(names), COLUMNS)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from dpo.examples import Examples
 from dpo.forward import Way, ask
+from gpt.model import GPT
 from gpt.parallel import parameters_at_rest
 
 
@@ -42,7 +43,7 @@ class Moving(NamedTuple):
     @torch.no_grad()
     def of(self, rows: Sequence[int]) -> Tensor:
         """log pi_ref of every answer token of the pairs `rows`, (S,), in the order in which a batch has them."""
-        return ask(self.model, self.examples.ids, rows, self.way)[0]
+        return ask(self.model, self.examples.ids, rows, self.way).logps
 
     @torch.no_grad()
     def follow(self, policy: nn.Module, step: int) -> None:
@@ -53,6 +54,6 @@ class Moving(NamedTuple):
                 own.lerp_(other, self.mix)
 
 
-def frozen_copy(model: nn.Module) -> nn.Module:
+def frozen_copy(model: GPT) -> GPT:
     """A copy in eval mode that does not train."""
     return copy.deepcopy(model).eval().requires_grad_(False)

@@ -66,7 +66,7 @@ def walk_of(pairs: str, number: int, init: str, loss: Loss) -> Walk:
     plan = Plan(loss, Way(fitting(policy.config, world), "fp32", world))
     policy.eval()
     with torch.no_grad():
-        said, batch = ask(policy, examples.ids, [0], plan.way)
+        said, _, batch = ask(policy, examples.ids, [0], plan.way)
         reference = no_reference(examples)
         if loss.needs_reference:  # the policy as it is before the update
             reference = reference._replace(logps=said)
@@ -112,25 +112,26 @@ def by_the_plain_path(model: GPT, ids: Ids, loss: Loss) -> dict[str, float]:
 
     found = {side: logp(answer) for side, answer in (("chosen", ids.chosen), ("rejected", ids.rejected)) if answer}
     if [(term.name, term.weight, term.modifiers) for term in loss.terms] == [("dpo", 1.0, {})]:
-        found["loss"], _, _ = compute_dpo_loss(*found.values(), *found.values(), loss.beta)
+        both = found["chosen"], found["rejected"]
+        found["loss"], _, _ = compute_dpo_loss(*both, *both, loss.beta)
     return {name: one.item() for name, one in found.items()}
 
 
 def value(loss: Loss, scores: Scores) -> Tensor:
     """The loss of a step of these pairs."""
     return loss.total(
-        {name: one.sum() for name, one in loss(scores).items()}, len(scores.chosen), scores.chosen_len.sum()
+        {name: one.sum() for name, one in loss(scores).items()}, len(scores.chosen), float(scores.chosen_len.sum())
     )
 
 
 def pulls(policy: nn.Module, examples: Examples, reference: Reference, plan: Plan) -> Tensor:
     """The derivative of the loss with respect to log p of each answer token, (S,)."""
     with torch.no_grad():
-        said, _ = ask(policy, examples.ids, [0], plan.way, squares=True)
-    logps = said[0].clone().requires_grad_()
+        said, squared, _ = ask(policy, examples.ids, [0], plan.way, squares=True)
+    logps = said.clone().requires_grad_()
 
     def heard(tokens, targets, positions, look, squares):  # a model that says again what was said
-        return (logps, said[1]) if squares else logps
+        return (logps, squared) if squares else logps
 
     scores, _ = scores_of(heard, examples, reference, [0], plan)
     return torch.autograd.grad(value(plan.loss, scores), logps)[0]

@@ -65,7 +65,7 @@ class Flags(SamplingFlags):
     init: str = flag(
         "", "where to start: model folder, run folder or Hub name; empty: the embedded data/tiny", "rounds"
     )
-    out: str = flag("", "folder; empty: a new one under runs/", "rounds")
+    out: str = flag("", "folder; empty: a new one under runs/", "rounds", metavar="DIR")
     rounds: int = flag(
         None,
         "how often to sample, score and train; unset: 3, on --resume as before, where more go on further",
@@ -170,7 +170,7 @@ def play(ground: Ground) -> Counter:
     if not (out.path / "start.json").exists():
         look_at_start(ground)
     first = last = out.read_json("start.json")
-    failed = Counter(first.get("failed"))
+    failed: Counter[str] = Counter(first.get("failed"))
     print(head(first, flags.score), row("start", first), sep="\n", flush=True)
     policy = flags.init
     for number in range(1, flags.rounds + 1):

@@ -101,7 +101,7 @@ def reference_logps(model: nn.Module, examples: Examples, wanted: Sequence[int],
         if world.is_main:
             known = _keep(name, known)
         known = spread(known.to(world.device), world).cpu()
-    numbers = known[_places(starts, wanted)]
+    numbers = known[_places(starts, wanted.tolist())]
     if not numbers.isfinite().all():
         bad = [i for i in wanted if not known[starts[i] : starts[i + 1]].isfinite().all()]
         raise UserError(
@@ -109,7 +109,7 @@ def reference_logps(model: nn.Module, examples: Examples, wanted: Sequence[int],
             f"It is so for {len(bad)} of {len(wanted)} pairs (one makes others so that are read with it): "
             + rows_listed(examples.rows[bad].tolist())
         )
-    digest = hashlib.sha256(numbers.numpy()).hexdigest()
+    digest = hashlib.sha256(numbers.numpy().data).hexdigest()
     return Reference(known, starts, len(missing), time.perf_counter() - began, digest)
 
 
@@ -130,7 +130,8 @@ def _asked(
     # of a matrix in parts there is nothing to pack; the same bits, which in float32 another library would round otherwise
     if way.precision == "bf16" and not is_sharded(model):
         model = packed(model, torch.bfloat16)
-    fresh, unread = torch.zeros_like(known), []  # unread: places and log p on the device; a GPU is not waited for
+    fresh = torch.zeros_like(known)
+    unread: list[tuple[Tensor, Tensor]] = []  # places and log p on the device; a GPU is not waited for
 
     def read() -> None:
         for places, logps in unread:
@@ -141,7 +142,7 @@ def _asked(
     try:
         for rows in tqdm(batches, desc="reference", unit="batch", disable=not way.world.is_main, leave=False):
             if rows:
-                unread.append((_places(starts, rows), ask(model, examples.ids, rows, way)[0]))
+                unread.append((_places(starts, rows), ask(model, examples.ids, rows, way).logps))
             elif is_sharded(model):
                 ask(model, examples.ids, [0], way)  # as often as the others, who wait for this process's part
             else:
@@ -199,7 +200,7 @@ def _keep(name: str, logps: Tensor) -> Tensor:
         with locked(cache_folder("references.lock")):
             if (kept := _read(name, len(logps))) is not None:
                 logps = torch.where(kept.isnan(), logps, kept)
-            data = logps.numpy()
+            data = logps.numpy().data
             with whole(folder / name, binary=True) as file:
                 file.write(hashlib.sha256(data).digest())
                 file.write(data)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import nn
 
 from dpo.card import model_card
 from dpo.job import Job
@@ -100,7 +99,7 @@ class SaveClock:
         return bool(spread(over, self.world))
 
 
-def export(job: Job, settings: dict, folder: RunFolder, policy: nn.Module, world: World) -> None:
+def export(job: Job, settings: dict, folder: RunFolder, policy: GPT, world: World) -> None:
     """Write the model folder, and the adapter's; with --export best of the step that was best on held-out pairs."""
     best = on_main(lambda: str(best_checkpoint(folder.checkpoints, folder.held_out_losses()) or ""), world)
     earlier = best if best and step_of(Path(best)) < job.steps else ""
@@ -108,6 +107,7 @@ def export(job: Job, settings: dict, folder: RunFolder, policy: nn.Module, world
         load_checkpoint(Path(best), policy, None, world)
 
     def write() -> None:
+        assert plain is not None  # the main process has it
         if job.flags.lora and not job.origin.startswith("random:"):  # whose base stands nowhere
             save_adapter(folder.adapter, plain, job.origin)
         # the model last: a run that has it is finished
@@ -120,7 +120,7 @@ def export(job: Job, settings: dict, folder: RunFolder, policy: nn.Module, world
         say(f"best     {earlier}, by the loss on held-out pairs; {exported}", world)
 
 
-def _plain(policy: nn.Module, job: Job, world: World) -> GPT | None:
+def _plain(policy: GPT, job: Job, world: World) -> GPT | None:
     """The policy itself or, where each process has a part, on the main process a copy that has all of it."""
     if not is_sharded(policy):
         return policy

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable
 from statistics import fmean, stdev
+from typing import Any
 
 from data.failures import Failures
 from data.onpolicy import LONGEST, SamplingFlags
@@ -24,7 +25,8 @@ def held_out_figures(
     the average of answers drawn as in the rounds, and the rates of dpo/answers.py; None is a score that is not known. And
     why one is not. check: raises where the run is to end. Raises UserError where no greedy answer has a score."""
     max_new = longest_answer(flags.max_new, LONGEST, model.config.n_positions)
-    model, how = ready(model, flags), dict(stop=flags.stop, check=check)
+    model = ready(model, flags)
+    how: dict[str, Any] = dict(stop=flags.stop, check=check)
     greedy = answer(model, tokenizer, pairs, max_new, "held-out prompts, greedy", **how)
     drawn = answer(model, tokenizer, pairs, max_new, "held-out prompts, drawn", flags.sampling, **how)
     failures = Failures()

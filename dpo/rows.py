@@ -65,13 +65,16 @@ class Batch(NamedTuple):
 
     def to(self, device) -> "Batch":
         moved = partial(sent, device=device)
-        tokens, positions, targets, answer, lengths, *rest = self
-        return Batch(
-            moved(tokens), moved(positions), Targets(*map(moved, targets)), moved(answer), moved(lengths), *rest
+        return self._replace(
+            tokens=moved(self.tokens),
+            positions=moved(self.positions),
+            targets=Targets(*map(moved, self.targets)),
+            answer=moved(self.answer),
+            lengths=moved(self.lengths),
         )
 
 
-def grow(texts: Sequence[Sequence[int]]) -> tuple[list[int], list[int], list[list[int]], Tree]:
+def grow(texts: Sequence[list[int]]) -> tuple[list[int], list[int], list[list[int]], Tree]:
     """The tree of these texts: its tokens and their positions, for each text the place of each of its tokens, the pieces."""
     tokens: list[int] = []
     positions: list[int] = []

@@ -4,6 +4,7 @@ runs/NAME/
     lock               names the process that writes here
     run.json           every flag, what it was resolved to, versions, hashes
     metrics.jsonl      one line a step and one an evaluation
+    tensorboard/       with --log-to tensorboard the same; wandb/ with --log-to wandb, and wandb.json, its id there
     checkpoints/       gpt/checkpoint.py
     model/             the trained model, a model folder
     adapter/           with --lora its adapters alone, as peft reads them (a random start has no base to name)
@@ -13,10 +14,11 @@ runs/NAME/
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from dpo.loggers import Beginning, Loggers
 from gpt.command import UserError
 from gpt.files import Unwritable, held, make_folder, whole
 from gpt.untrusted import read_json, shown
@@ -36,12 +38,14 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.model = self.path / "model"
         self.adapter = self.path / "adapter"
+        self.loggers: Loggers | None = None
 
     def check_free(self, resume: bool) -> None:
         """Raises UserError where the folder holds something that a new run would overwrite, or cannot be written."""
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--out {self.path} is a file; name a folder")
-        for path in (self.lock, self.checkpoints, self.model, self.adapter, self.metrics):
+        loggers = (self.path / "tensorboard", self.path / "wandb")
+        for path in (self.lock, self.checkpoints, self.model, self.adapter, self.metrics, *loggers):
             if path.is_symlink():
                 raise UserError(f"--out {self.path}: {path} is a link; a run writes into its own folder alone")
         if self.lock.exists():
@@ -83,10 +87,19 @@ class RunFolder:
 
     @contextmanager
     def held(self, wait: float = WAIT) -> Iterator[None]:
-        """Be the only process that writes here. Raises UserError, naming the other, where one goes on for `wait` seconds."""
+        """Be the only process that writes here. Raises UserError, naming the other, where one goes on for `wait` seconds.
+
+        At the end, whatever it is, the loggers are closed.
+        """
         make_folder(self.path)
         with held(self.lock, wait, f"--out {self.path}"):
-            yield
+            ok = False
+            try:
+                yield
+                ok = True
+            finally:
+                if self.loggers:
+                    self.loggers.close(ok)
 
     def write_json(self, name: str, value: dict) -> None:
         """Write a JSON file of the folder; it is whole or as it was."""
@@ -101,7 +114,7 @@ class RunFolder:
         return found
 
     def log(self, line: dict) -> None:
-        """Append a line to metrics.jsonl. Raises Unwritable where the system refuses."""
+        """Append a line to metrics.jsonl, and tell the loggers. Raises Unwritable where the system refuses."""
         # seven digits, all that float32 has
         rounded = {name: float(f"{value:.7g}") if isinstance(value, float) else value for name, value in line.items()}
         try:
@@ -109,6 +122,8 @@ class RunFolder:
                 file.write(json.dumps(rounded) + "\n")
         except OSError as error:
             raise Unwritable.because(self.metrics, error) from None
+        if self.loggers:
+            self.loggers.log(rounded)
 
     def held_out_losses(self) -> dict[int, float]:
         """The loss on held-out pairs, by step; from now on the lines are on the disk."""
@@ -146,14 +161,19 @@ class RunFolder:
 
         return ", ".join(f"{short[name]} {figure(lines[0], name)} to {figure(lines[-1], name)}" for name in names)
 
-    def cut_metrics(self, step: int) -> None:
-        """Forget what was logged after `step`, so that a resumed run has every step once."""
-        found = [
-            (line, _metrics(line)) for line in self._lines()
-        ]  # the last of a run that was killed may be half of one
-        lines = [line for line, metrics in found if metrics and metrics["step"] <= step]
+    def begin_metrics(self, last: int, loggers: Collection[str], flags: dict) -> None:
+        """Open the loggers, whose hyperparameters are `flags`, and go on after step `last`."""
+        logged = self.cut_metrics(last)
+        self.loggers = Loggers(loggers, Beginning(self.path, flags, last + 1, logged))
+
+    def cut_metrics(self, step: int) -> set[tuple[int, str]]:
+        """Forget what was logged after `step`, so that a resumed run has every step once. Returns step and split of all
+        that had been logged."""
+        # the last line of a run that was killed may be half of one
+        found = [(line, metrics) for line in self._lines() if (metrics := _metrics(line))]
         with whole(self.metrics) as file:
-            file.writelines(line + "\n" for line in lines)
+            file.writelines(line + "\n" for line, metrics in found if metrics["step"] <= step)
+        return {(metrics["step"], metrics["split"]) for _, metrics in found}
 
 
 def _metrics(line: str) -> dict | None:

@@ -7,15 +7,17 @@ the micro-batch nor the number of processes changes the gradient.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from dpo.examples import Examples
 from dpo.forward import Way, ask
 from dpo.losses import Loss, Scores
 from dpo.metrics import Totals, sums
+from dpo.moving import Moving
 from dpo.order import micro_batches
 from dpo.reference import Reference
 from dpo.rows import Batch, answer_sums, shared_length
@@ -31,12 +33,10 @@ class Plan(NamedTuple):
 
 
 def scores_of(
-    model: nn.Module, examples: Examples, reference: Reference, rows: Sequence[int], plan: Plan
+    model: Callable[..., Any], examples: Examples, reference: Reference | Moving, rows: Sequence[int], plan: Plan
 ) -> tuple[Scores, Batch]:
     """What the model says of the pairs `rows`, beside what the reference said."""
-    weighted = plan.loss.needs("wpo")
-    answered, batch = ask(model, examples.ids, rows, plan.way, squares=weighted)
-    logps, squares = answered if weighted else (answered, None)  # (S,) each
+    logps, squares, batch = ask(model, examples.ids, rows, plan.way, squares=plan.loss.needs("wpo"))
     said = reference.of(rows).to(logps.device, non_blocking=True)  # (S,)
     lengths = answer_sums(torch.ones_like(logps), batch)  # (2, B)
     sums = torch.cat([answer_sums(logps, batch), answer_sums(said, batch)])  # (4, B)
@@ -45,7 +45,7 @@ def scores_of(
         common = shared_length(batch, lengths)
         heads = [answer_sums(torch.where(common, values, 0), batch) for values in (logps, said)]
         scores = scores._replace(heads=torch.cat(heads))
-    if weighted:
+    if squares is not None:
         likely = answer_sums((logps - squares).detach(), batch) / lengths
         scores = scores._replace(weight=likely.sum(0).exp().clamp(max=1))
     if plan.loss.needs("margin"):
@@ -57,7 +57,7 @@ def scores_of(
 def add_gradients(
     model: nn.Module,
     examples: Examples,
-    reference: Reference,
+    reference: Reference | Moving,
     indices: list[int],
     plan: Plan,
     accumulate: Callable = accumulate,
@@ -98,14 +98,17 @@ def add_gradients(
 
 
 @torch.no_grad()
-def held_out_metrics(policy: nn.Module, examples: Examples, reference: Reference, plan: Plan) -> dict[str, float]:
+def held_out_metrics(
+    policy: nn.Module, examples: Examples, reference: Reference | Moving, plan: Plan
+) -> dict[str, float]:
     """The metrics of all `examples`, each pair once over all processes. The policy is put in eval mode.
 
     A loss that couples pairs sees all of them at once.
     """
     policy.eval()
     world, loss, every = plan.way.world, plan.loss, range(len(examples.ids))
-    mine = micro_batches(every, examples, plan.way.limit, world)
+    batches = micro_batches(every, examples, plan.way.limit, world)
+    mine = tqdm(batches, desc="held out", unit="batch", leave=False, delay=1, disable=not world.is_main)
     parts = [(some, *scores_of(policy, examples, reference, some or [0], plan)) for some in mine]
     whole = None
     if loss.coupled:

@@ -36,6 +36,7 @@ from gpt.files import cache_folder, is_sealed, locked, seal, sha256, whole_folde
 from gpt.launched import process_rank
 from gpt.tokenizer import SPLIT, Tokenizer
 from gpt.vocabulary import END_OF_TEXT
+from gpt.waiting import waiting
 
 FORMAT = 3  # raised when the columns change, or what reading and encoding make of a file
 CHUNK = 1000  # pairs that are tokenized and written at once
@@ -145,9 +146,12 @@ def stored(
     with TemporaryDirectory() as above:
         with whole_folder(Path(above) / key) as part:
             make(part, quiet=process_rank() > 0)
-        return find(Path(above) / key)
+        found = find(Path(above) / key)
+        assert found  # it was written a moment ago
+        return found
 
 
+@waiting("hashing the pairs")
 def _key(path: str, tokenizer: Tokenizer, max_length: int, one_answer: bool | None) -> str:
     """SHA-256 of what a store depends on."""
     with opened(Path(path)) as file:
@@ -201,6 +205,7 @@ def _make(
     seal(folder, (*kinds, "counted"), key=key)
 
 
+@waiting("checking the tokens that are kept")
 def _find(path: str, kind: str, key: str, folder: Path) -> tuple[Store, dict[str, list[int]]] | None:
     """What `_make` wrote into `folder`, mapped, or None where it is not there, cut, damaged, or of another key."""
     kinds = KINDS | {"tokens": kind}
@@ -215,7 +220,7 @@ def _find(path: str, kind: str, key: str, folder: Path) -> tuple[Store, dict[str
         return None
     places = column.pop("places").reshape(-1, 2)
     rows = column["rows"]
-    return Store(**column, pair=lambda i: pair_at(path, *places[i].tolist(), int(rows[i]))), counted
+    return Store(**column, pair=lambda i: pair_at(path, int(places[i, 0]), int(places[i, 1]), int(rows[i]))), counted
 
 
 def _mapped(path: Path, kind: str) -> np.ndarray:

@@ -6,12 +6,13 @@
 Nothing was updated since (gpt/optim.py), so the policy says what it said then, but for dropout, which is off here.
 """
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
 from dpo.examples import Examples
 from dpo.forward import ANY
-from dpo.losses import Scores
 from dpo.moving import Moving
 from dpo.order import Limit, micro_batches
 from dpo.reference import Reference
@@ -50,7 +51,7 @@ def not_finite(
     return _marked(first(), indices, world) or _marked(second(), indices, world)
 
 
-def _finite(values: Scores | list[Tensor]) -> bool:
+def _finite(values: Iterable[Tensor | None]) -> bool:
     return all(bool(value.isfinite().all()) for value in values if value is not None)
 
 

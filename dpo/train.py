@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from dpo.forward import Way
 from dpo.job import Job
+from dpo.loggers import NAMES
 from dpo.losses.family import table
 from dpo.order import Limit, steps_of
 from dpo.resume import LeftOff, SaveClock, export, new_folder, resumes
@@ -35,6 +36,7 @@ from gpt import precision
 from gpt.checkpoint import load_checkpoint, save_checkpoint
 from gpt.command import flag, run
 from gpt.device import peak_memory
+from gpt.help import FIRST
 from gpt.joining import join, must_agree
 from gpt.launched import kept_over_restarts
 from gpt.memory import keep_freed_memory
@@ -47,21 +49,19 @@ from gpt.stopping import Stopped, StopSignal
 class Flags:
     """Train a GPT on preference pairs, or with --loss sft on answers.
 
-    torchrun --nproc_per_node=2 dpo/train.py --pairs pairs.jsonl --init runs/sft --loss "dpo + 0.2*sft"
-    (give torchrun --local-addr 127.0.0.1 where it hangs because the host name resolves to nothing)
+    Give torchrun --local-addr 127.0.0.1 where it hangs because the host name resolves to nothing.
+
+    torchrun --nproc_per_node=2 dpo/train.py --pairs pairs.jsonl --init gpt2 --loss "dpo + 0.2*sft"
     """
 
-    pairs: str = flag("", "JSON or JSONL file of pairs; empty: the embedded set", "what matters first")
+    pairs: str = flag("", "JSON or JSONL file of pairs; empty: the embedded set")
     init: str = flag(
         "",
         "where to start: model folder, run folder, name on the Hugging Face Hub (gpt2, OWNER/NAME@REVISION) or random:SIZE; "
         "empty: the embedded data/tiny",
-        "what matters first",
     )
-    loss: str = flag(
-        "dpo", "a loss, or a sum such as 'dpo(beta=0.2) + 0.5*sft'; list: print all of them", "what matters first"
-    )
-    out: str = flag("", "run folder; empty: a new one under runs/", "what matters first")
+    loss: str = flag("dpo", "a loss, or a sum such as 'dpo(beta=0.2) + 0.5*sft'; list: print all of them")
+    out: str = flag("", "run folder; empty: a new one under runs/", FIRST, metavar="DIR")
     beta: float = flag(
         None, "for every loss that takes one; unset: each loss's own. Higher stays closer to the reference", "loss"
     )
@@ -94,14 +94,13 @@ class Flags:
         0, "tokens of prompt and longer answer; a longer prompt is cut from the left; 0: the model's context", "data"
     )
     held_out: float = flag(0.1, "fraction of the prompts, chosen by hash, that is never trained on", "data")
-    eval_every: int = flag(
-        50, "steps between evaluations on held-out pairs; 0: at the start and the end only", "running"
-    )
+    eval_every: int = flag(50, "steps between evaluations on held-out pairs; 0: at start and end only", "running")
     log_every: int = flag(
         0,
         "steps between looks at what a device computed; 0: 1 on cpu, 10 on others, which compute on meanwhile",
         "running",
     )
+    log_to: list = flag((), "where metrics go beside metrics.jsonl; pip install it first", "running", NAMES)
     save_every: int = flag(0, "steps between checkpoints; 0: none but those of --save-minutes and the last", "running")
     save_minutes: float = flag(10.0, "minutes after which one is saved in any case; 0: none", "running")
     keep: int = flag(2, "newest checkpoints to keep; the one best on held-out pairs is kept beside them", "running")
@@ -135,13 +134,13 @@ def main(flags: Flags) -> int:
     with join(flags.device, flags.timeout) as world:
         must_agree({name: value for name, value in asdict(flags).items() if name not in OWN}, world)
         folder = RunFolder(on_main(lambda: flags.out or kept_over_restarts("out", lambda: new_folder(job)), world))
-        with ExitStack() as stack:
-            on_main(lambda: stack.enter_context(folder.held()) and None, world)
-            try:
+        try:
+            with ExitStack() as stack:
+                on_main(lambda: stack.enter_context(folder.held()) and None, world)
                 return train(job, folder, world)
-            except Stopped as stopped:
-                say(str(stopped), world)
-                return 143
+        except Stopped as stopped:
+            say(str(stopped), world)
+            return 143
 
 
 # Of each machine: what lies there is compared by hash; one that comes back is given --resume
@@ -174,10 +173,10 @@ def train(job: Job, folder: RunFolder, world: World) -> int:
 
     def begin() -> None:
         versions = {"python": platform.python_version(), "torch": torch.__version__}
-        record = {"flags": job.record(), "settings": settings, "processes": world.size, "versions": versions}
+        record: dict = {"flags": job.record(), "settings": settings, "processes": world.size, "versions": versions}
         record["reference"] = {"pairs": train_reference.computed, "seconds": round(train_reference.seconds, 3)}
         folder.write_json("run.json", record)
-        folder.cut_metrics(done if left.path else -1)
+        folder.begin_metrics(done if left.path else -1, flags.log_to, record["flags"])
 
     on_main(begin, world)
     model = replicate(policy, world, *EXAMPLE)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dpo.examples import EMBEDDED, Examples, rows_listed
 from dpo.metrics import Totals
+from dpo.moving import Moving
 from dpo.reference import Reference
 from dpo.step import Plan
 from dpo.suspects import not_finite
@@ -32,7 +33,9 @@ class Done(NamedTuple):
 class Watch:
     """Collects steps; `lines` reads them."""
 
-    def __init__(self, policy: nn.Module, examples: Examples, reference: Reference, plan: Plan, path: str = ""):
+    def __init__(
+        self, policy: nn.Module, examples: Examples, reference: Reference | Moving, plan: Plan, path: str = ""
+    ):
         self.policy, self.examples, self.reference, self.plan = policy, examples, reference, plan
         self.path = path or EMBEDDED  # where the rows of `examples` stand
         self.waiting: list[Done] = []

@@ -8,6 +8,9 @@ So neither the micro-batch nor the number of processes changes anything. The pri
 """
 
 from collections.abc import Sequence
+from functools import reduce
+from operator import add
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,14 +45,15 @@ class WholeStep:
     def share_of(self, some: Sequence[int], scores: Scores, weight: Tensor) -> Tensor:
         """What these pairs add to the loss, as far as its gradient goes."""
         at = self._places(some)
-        return sum((pull[..., at] * getattr(scores, name) * weight).sum() for name, pull in self.pulls.items())
+        parts = [(pull[..., at] * getattr(scores, name) * weight).sum() for name, pull in self.pulls.items()]
+        return reduce(add, parts)
 
     def _places(self, some: Sequence[int]) -> list[int]:
         return [self.place[i] for i in some]
 
     def _gathered(self, parts: Sequence[tuple[list[int], Scores]], world: World) -> Scores:
         """The scores of all pairs, in the order of the step, of every process."""
-        fields = []
+        fields: list[Any] = []  # as Scores has them, some of which may be absent
         for values in zip(*(scores for _, scores in parts)):
             if values[0] is None:
                 fields.append(None)

@@ -32,7 +32,7 @@ from gpt.memory import sent
 try:
     from torch.nn.attention.varlen import varlen_attn
 except ImportError:  # torch older than 2.10, or built without it
-    varlen_attn = None
+    varlen_attn = None  # type: ignore[assignment]  # asked for before it is called
 
 
 TOGETHER = 128  # tokens: larger branches spend more on what their mask forbids than a call costs
@@ -146,8 +146,9 @@ def lines(tree: Tree, device: torch.device | str = "cpu") -> Lines:
     keys = [[place for above in paths[piece] for place in range(*spans[above])] for piece in asking]
     queries, looked_at = [tree.sizes[piece] for piece in asking], [len(places) for places in keys]
     places = torch.tensor([place for line in keys for place in line])
-    ends = (torch.tensor([0, *accumulate(sizes)], dtype=torch.int32) for sizes in (queries, looked_at))
-    return Lines(*(sent(part, device) for part in (places, *ends)), max(queries), max(looked_at))
+    ends = [torch.tensor([0, *accumulate(sizes)], dtype=torch.int32) for sizes in (queries, looked_at)]
+    places, query_ends, key_ends = (sent(part, device) for part in (places, *ends))
+    return Lines(places, query_ends, key_ends, max(queries), max(looked_at))
 
 
 def by_path(lines: Lines, otherwise: Callable, q: Tensor, k: Tensor, v: Tensor, dropout: float, scale: float) -> Tensor:
@@ -165,4 +166,5 @@ def by_path(lines: Lines, otherwise: Callable, q: Tensor, k: Tensor, v: Tensor, 
     y = varlen_attn(
         q, k[lines.keys], v[lines.keys], lines.query_ends, lines.key_ends, lines.most_queries, lines.most_keys, **causal
     )
+    assert isinstance(y, Tensor)  # nothing beside it was asked for
     return y.transpose(0, 1)[None]

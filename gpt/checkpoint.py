@@ -30,6 +30,7 @@ from gpt.command import UserError
 from gpt.files import is_sealed, seal, whole_folder
 from gpt.parallel import World, fill, gathered, on_main, parameters_at_rest, spread
 from gpt.untrusted import read_json
+from gpt.waiting import waiting
 
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
 REFERENCE = "reference.safetensors"
@@ -64,12 +65,13 @@ def save_checkpoint(
     if on_main(is_there, world):
         return
     trained = _trained(model)
-    names = {parameter: name for name, parameter in trained.items()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in trained.items()}
     moments = {f"{names[p]}/{key}": value for p, kept in optimizer.state.items() for key, value in sorted(kept.items())}
     contents = {FILES[0]: gathered(trained, world), FILES[1]: gathered(moments, world)}
     if reference:
         contents[REFERENCE] = gathered(parameters_at_rest(reference), world)
 
+    @waiting(f"writing {final.name}")
     def write() -> None:
         losses = held_out()
         with whole_folder(final) as part:
@@ -85,6 +87,7 @@ def save_checkpoint(
     on_main(write, world)
 
 
+@waiting("checking the checkpoints")
 def latest_checkpoint(folder: Path, tell: Callable[[str], None] = print) -> tuple[Path, dict] | None:
     """The newest whole checkpoint and its state, or None where there is none yet. A damaged one is passed over, and `tell`
     is told of it. Raises UserError where all are damaged: to begin anew is for the user to decide."""
@@ -157,6 +160,7 @@ def load_checkpoint(
     trained = _trained(model)
     weights, moments, others = {}, {}, {}
 
+    @waiting(f"reading {path.name}")
     def read() -> None:
         weights.update(load_file(path / FILES[0]))
         if weights.keys() != trained.keys() or any(weights[name].shape != p.shape for name, p in trained.items()):

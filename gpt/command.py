@@ -17,15 +17,17 @@ import math
 import os
 import sys
 import warnings
-from argparse import ArgumentParser, BooleanOptionalAction, RawDescriptionHelpFormatter
-from collections.abc import Callable
+from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction, _ArgumentGroup
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, field, fields
 from difflib import get_close_matches
 from inspect import cleandoc
 from io import TextIOWrapper
+from typing import Any, TextIO
 
 from gpt.ending import STOPPED, EndedBefore, close, close_unforeseen, end_again, end_with_launcher, is_everywhere
+from gpt.help import FIRST, ORDER, OWN, WORDS, Formatter, description, shown_default, takes, title
 from gpt.launched import under_torchrun
 
 
@@ -37,15 +39,20 @@ class UserError(ValueError):
     """Something the user can mend. The message is one line: what is wrong, where, and what to do."""
 
 
-def flag(default=MISSING, help: str = "", group: str = "flags", choices: tuple | None = None):
-    """A dataclass field that `parse` turns into a flag. Without a default the flag must be given."""
-    metadata = {"help": help, "group": group, "how": {"choices": choices}}
+def flag(
+    default=MISSING, help: str = "", group: str = OWN, choices: tuple | None = None, metavar: str | None = None
+) -> Any:
+    """A dataclass field that `parse` turns into a flag. Without a default the flag must be given.
+
+    metavar: what --help calls its value; unset: as gpt/help.py has it.
+    """
+    metadata = {"help": help, "group": group, "how": {"choices": choices, "metavar": metavar}}
     return field(default=default, metadata=metadata, kw_only=True)
 
 
-def argument(help: str, nargs: str | None = None):
+def argument(help: str, nargs: str | None = None) -> Any:
     """A dataclass field that `parse` reads from the words without a flag; with nargs="+" from one or more of them."""
-    return field(metadata={"help": help, "group": "arguments", "how": {"nargs": nargs}, "positional": True})
+    return field(metadata={"help": help, "group": WORDS, "how": {"nargs": nargs}, "positional": True})
 
 
 def check_range(flags, names: tuple[str, ...], low: float, below: float = math.inf, most: float = math.inf) -> None:
@@ -72,35 +79,41 @@ class _Parser(ArgumentParser):
         raise UserError(f"{message}{hint} (see python {self.prog} --help)")
 
 
-def parse(cls, argv: list[str] | None = None, program: str | None = None):
+def parse(cls, argv: Sequence[str] | None = None, program: str | None = None):
     """An instance of the dataclass `cls`, from flags named after its fields: --grad-clip 1.0 sets grad_clip."""
     parser = _Parser(
         prog=program or _program(),
-        description=cleandoc(cls.__doc__),
+        description=description(cls),
         allow_abbrev=False,
-        formatter_class=RawDescriptionHelpFormatter,
+        add_help=False,
+        formatter_class=Formatter,
     )
     parser.usage = " ".join(
         ["%(prog)s", *(f.name.upper() for f in fields(cls) if "positional" in f.metadata), "[flags]"]
     )
-    groups = {}
-    for f in sorted(fields(cls), key=_place):
-        title = f.metadata["group"]
-        group = groups.get(title) or groups.setdefault(title, parser.add_argument_group(title))
-        shown = "" if f.default in (MISSING, None, "", ()) or f.default is False else f" (default: {f.default})"
-        how = {"help": (f.metadata["help"] + shown).replace("%", "%%")} | f.metadata["how"]
+    parser.add_argument("-h", "--help", action="help", help=SUPPRESS)
+    groups: dict[str, _ArgumentGroup] = {}
+    titles = {f.name: title(f, cls) for f in fields(cls)}
+    for f in sorted(fields(cls), key=lambda f: ORDER.get(titles[f.name], len(ORDER))):
+        heading = "more" if titles[f.name] == OWN and FIRST in titles.values() else titles[f.name]
+        group = groups.get(heading) or groups.setdefault(heading, parser.add_argument_group(heading))
+        how = {"help": (f.metadata["help"] + shown_default(f.default)).replace("%", "%%")} | f.metadata["how"]
         if "positional" in f.metadata:
             group.add_argument(f.name, **how)
             continue
+        name = f.name.replace("_", "-")
         how |= {"required": f.default is MISSING, "default": None if f.default is MISSING else f.default}
+        if f.type is bool and f.default is False:
+            group.add_argument("--" + name, action="store_true", help=how["help"])
+            group.add_argument("--no-" + name, action="store_false", dest=f.name, help=SUPPRESS)
+            continue
         if f.type is bool:
             how |= {"action": BooleanOptionalAction}
-            del how["choices"]
-        elif f.type is list:
-            how |= {"nargs": "+", "metavar": "TEXT"}
+            del how["choices"], how["metavar"]
         else:
-            how |= {"type": f.type, "metavar": None if how["choices"] else f.type.__name__.upper()}
-        group.add_argument("--" + f.name.replace("_", "-"), **how)
+            how["metavar"] = how["metavar"] or takes(f)
+            how |= {"nargs": "+"} if f.type is list else {"type": f.type}
+        group.add_argument("--" + name, **how)
     return cls(**vars(parser.parse_args(argv)))
 
 
@@ -119,17 +132,12 @@ def _leave(code: int) -> None:
     sys.exit(code)
 
 
-def _place(field) -> int:
-    """In --help words without a flag come first, then the command's own flags, then those it shares with others."""
-    return 0 if "positional" in field.metadata else 1 if field.metadata["group"] == "flags" else 2
-
-
 def _program() -> str:
     path = os.path.relpath(sys.argv[0])
     return sys.argv[0] if path.startswith("..") else path
 
 
-def run(commands: Callable | dict[str, tuple[Callable, type]], cls: type | None = None) -> None:
+def run(commands: Callable | Mapping[str, tuple[Callable, type]], cls: type | None = None) -> None:
     """Parse the flags, call the command with them, and leave with its code (None: 0). A UserError is one line, code 2.
 
     Under torchrun whatever ends the command is noted and said as gpt/ending.py has it.
@@ -143,7 +151,7 @@ def run(commands: Callable | dict[str, tuple[Callable, type]], cls: type | None 
         if (again := end_again()) is not None:
             _leave(again)
     try:
-        code = _chosen(commands) if cls is None else commands(parse(cls))
+        code = commands(parse(cls)) if callable(commands) else _chosen(commands)
         sys.stdout.flush()
         if code:
             line = "stopped by a signal" if code == STOPPED else f"left with {code}"
@@ -164,13 +172,13 @@ def run(commands: Callable | dict[str, tuple[Callable, type]], cls: type | None 
     _leave(code or 0)
 
 
-def _chosen(commands: dict[str, tuple[Callable, type]]) -> int | None:
+def _chosen(commands: Mapping[str, tuple[Callable, type]]) -> int | None:
     word, rest = sys.argv[1] if len(sys.argv) > 1 else "", sys.argv[2:]
     if word in commands:
         main, cls = commands[word]
         return main(parse(cls, rest, f"{_program()} {word}"))
     lines = [f"usage: {_program()} COMMAND [flags]", ""]
-    lines += [f"  {name:15}{cleandoc(cls.__doc__).splitlines()[0]}" for name, (_, cls) in commands.items()]
+    lines += [f"  {name:15}{cleandoc(cls.__doc__ or name).splitlines()[0]}" for name, (_, cls) in commands.items()]
     if word in ("-h", "--help"):
         print("\n".join(lines))
         return 0
@@ -180,7 +188,14 @@ def _chosen(commands: dict[str, tuple[Callable, type]]) -> int | None:
     )
 
 
-def _warn(message: Warning | str, *where) -> None:
+def _warn(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
     """A warning is a line too, from one process of a machine."""
     if int(os.environ.get("LOCAL_RANK", 0)) == 0:
         print(f"warning: {message}".replace("\n", " "), file=sys.stderr, flush=True)

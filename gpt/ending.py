@@ -90,7 +90,7 @@ def record(line: str, code: int, details: str = "", cause: bool = True, said: bo
     if path and not path.exists():
         with suppress(OSError):
             write(note_of_this_process(line, code, details, cause, said), path)
-    return bool(path) and path.exists()
+    return bool(path and path.exists())
 
 
 def ended_before() -> str | None:
@@ -117,8 +117,9 @@ def end_again(told: bool = False) -> int | None:
         return None
     if not found:
         return close("another machine's processes ended with an error, which is said there", 2, everywhere=True)
-    with suppress(OSError):
-        shutil.copyfile(found[0], _own())
+    if own := _own():
+        with suppress(OSError):
+            shutil.copyfile(found[0], own)
     return 0 if _launch_sh_tells() else found[1].code
 
 
@@ -205,12 +206,13 @@ def main(folder: Path, status: int) -> int:
     status: what torchrun ended with. After a 0 a lost contact was made good by a restart.
     """
     notes = read_notes(folder)
-    path, note = first_cause(notes) or (None, None)
-    if status == 0 and not (note and note.cause):
+    first = first_cause(notes)
+    if status == 0 and not (first and first[1].cause):
         return 0
-    if not note:
+    if not first:
         print(_wordless(folder, status), file=sys.stderr, flush=True)
         return min(max(status, 1), 255)
+    path, note = first
     beside = [other for other in notes.values() if (other.attempt, other.cause) == (note.attempt, note.cause)]
     alone = len({other.rank for other in beside}) == 1 or len({other.line for other in beside}) > 1
     if not note.said:

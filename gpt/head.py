@@ -84,7 +84,7 @@ class _TargetLogps(torch.autograd.Function):
         h, exact = x.to(dtype), torch.promote_types(dtype, torch.float32)
         normal = torch.empty(len(x), dtype=exact, device=x.device)
         picked = torch.zeros(len(tokens), dtype=exact, device=x.device)
-        doubled = torch.empty_like(normal) if squares else None
+        doubled = torch.empty_like(normal if squares else normal[:0])
         logits = None
         for part in _parts(len(x), ctx.at_once):
             logits = None  # the part before goes first
@@ -146,7 +146,8 @@ class _LookUp(torch.autograd.Function):
         factors, dw = ctx.tied.factors, ctx.tied.made
         ctx.tied.factors = ctx.tied.made = None  # or the logits would live as long as what was made of them
         if factors:
-            dw = _product(*factors, ctx.dtype)
+            logits, h = factors
+            dw = _product(logits, h, ctx.dtype)
         if dw is None:
             dw = torch.zeros(ctx.shape, dtype=ctx.dtype, device=gradient.device)
         dw.index_add_(0, tokens.flatten(), gradient.flatten(0, -2).to(ctx.dtype))

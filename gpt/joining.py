@@ -69,7 +69,7 @@ def join(device: str, timeout: float = 600) -> Iterator[World]:
     except Exception as error:
         lost = lost_contact(error)
         others = _last_words(store, world, f"{type(error).__name__}: {error}", alike=not lost)
-        error.everywhere = not lost and not others
+        vars(error)["everywhere"] = not lost and not others
         if lost:
             raise LostContact(lost.replace("another process", _named(others, world))) from error
         raise

@@ -60,7 +60,7 @@ def add_lora(model: GPT, rank: int, alpha: float | None = None, seed: int = 0) -
         torch.manual_seed(seed)
         for module in list(model.modules()):
             for name, child in module.named_children():
-                if name in TARGETS:
+                if name in TARGETS and isinstance(child, nn.Linear):
                     setattr(module, name, LoRALinear(child, rank, 2 * rank if alpha is None else alpha))
     return model
 

@@ -20,6 +20,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +62,7 @@ class GPTConfig:
 
 
 # By their names in Hugging Face's config.json.
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_new": partial(F.gelu, approximate="tanh"),
     "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
     "gelu": F.gelu,
@@ -70,7 +71,7 @@ ACTIVATIONS = {
 }
 
 
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "tiny": dict(n_positions=256, n_embd=128, n_layer=5, n_head=4),  # data/tiny; its vocabulary is its own
     "gpt2": dict(n_embd=768, n_layer=12, n_head=12),  # 124M parameters
     "gpt2-medium": dict(n_embd=1024, n_layer=24, n_head=16),  # 355M
@@ -193,7 +194,7 @@ class GPT(nn.Module):
 
     def _tie(self) -> None:
         if self.config.tie_word_embeddings:
-            self.lm_head.weight = self.transformer["wte"].weight
+            self.lm_head.weight = self.transformer["wte"].get_parameter("weight")
 
     @property
     def parameter_count(self) -> int:
@@ -215,11 +216,10 @@ class GPT(nn.Module):
         of that and log of the sum of p^2 over the vocabulary, (S,), at the same places.
         """
         if positions is None:
-            if tokens.shape[1] > self.config.n_positions:
-                raise ValueError(
-                    f"{tokens.shape[1]} tokens in a row, but the model has {self.config.n_positions} positions"
-                )
-            positions = torch.arange(tokens.shape[1], device=tokens.device)
+            length = tokens.shape[1]
+            if length > self.config.n_positions:
+                raise ValueError(f"{length} tokens in a row, but the model has {self.config.n_positions} positions")
+            positions = torch.arange(length, device=tokens.device)
         if targets is None:
             return self.lm_head(self.hidden(tokens, positions, look))
         if isinstance(targets, Targets):
@@ -234,7 +234,7 @@ class GPT(nn.Module):
         tied = Tied() if self.config.tie_word_embeddings and matrix.requires_grad else None
         x = self.hidden(tokens, positions, look, wanted=targets.places, tied=tied)  # (N, C)
         found = target_logps(x, matrix, targets.tokens, targets.of, tied=tied, squares=squares)
-        return tuple(part.float() for part in found) if squares else found.float()
+        return found.float() if isinstance(found, Tensor) else tuple(part.float() for part in found)
 
     def hidden(
         self,
@@ -252,9 +252,9 @@ class GPT(nn.Module):
         and values. tied: as that head will be given it.
         """
         gpt = self.transformer
-        word = look_up(tokens, gpt["wte"].weight, tied) if tied else gpt["wte"](tokens)
+        word = look_up(tokens, gpt["wte"].get_parameter("weight"), tied) if tied else gpt["wte"](tokens)
         x = gpt["drop"](word + gpt["wpe"](positions))
-        *blocks, last = gpt["h"]
+        *blocks, last = gpt["h"].children()
         for i, block in enumerate(blocks):
             x = block(x, look, cache and cache[i])
         return gpt["ln_f"](last(x, look, cache and cache[-1], wanted))

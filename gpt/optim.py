@@ -39,10 +39,10 @@ def update(optimizer: torch.optim.AdamW, rate: float, clip: float, sound: Tensor
     if optimizer.param_groups[0]["fused"]:
         scale = (norm / clip).clamp(min=1.0) if clip else torch.ones_like(norm)
         broken = torch.maximum(whole(getattr(optimizer, "found_inf", broken)), broken)
-        optimizer.grad_scale, optimizer.found_inf = beside(scale, clipped[0]), beside(broken, clipped[0])
+        vars(optimizer).update(grad_scale=beside(scale, clipped[0]), found_inf=beside(broken, clipped[0]))
         optimizer.step()
     elif broken or hasattr(optimizer, "found_inf"):
-        optimizer.found_inf = broken  # who has it takes no step any more
+        vars(optimizer)["found_inf"] = broken  # who has it takes no step any more
     else:
         torch.nn.utils.clip_grads_with_norm_(clipped, clip or math.inf, norm)
         optimizer.step()

@@ -11,9 +11,12 @@ matrices while the twin lives, and as much time as about ten tokens take.
 
 import copy
 import platform
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 class PackedLinear(nn.Module):
@@ -31,7 +34,7 @@ class PackedLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), self.ordered, self.bias, "none", [], "")
 
 
-def packed(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+def packed(model: Model, dtype: torch.dtype | None = None) -> Model:
     """A twin of `model` in eval mode, whose linear layers are packed where that helps. Packing a twin costs nothing more.
 
     dtype: what its products run in, as under autocast and bit for bit the same; default: the model's own.
@@ -42,7 +45,7 @@ def packed(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     wanted = first.dtype if dtype is None else dtype
     pack = first.device.type == "cpu" and (own or dtype is not None) and _available(wanted)
     # with targets the head uses its matrix itself (gpt/head.py), which where it is tied is there anyway
-    return _twin(model, wanted if pack else None, getattr(model, "lm_head", None))
+    return cast(Model, _twin(model, wanted if pack else None, getattr(model, "lm_head", None)))
 
 
 def _available(dtype: torch.dtype) -> bool:

@@ -27,6 +27,7 @@ from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from gpt.command import UserError
+from gpt.model import GPT
 
 
 class World(NamedTuple):
@@ -48,14 +49,15 @@ class World(NamedTuple):
 # models
 
 
-def placed(model: nn.Module, world: World, shard: bool = False) -> nn.Module:
+def placed(model: GPT, world: World, shard: bool = False) -> GPT:
     """The GPT on this process's device, or with `shard` this process's part of it. All processes have the same one before."""
     if not shard or world.size == 1:
         return model.to(world.device)
     mesh = init_device_mesh(world.device.type, (world.size,))
-    for block in model.transformer["h"]:
+    for block in model.transformer["h"].children():
         fully_shard(block, mesh=mesh)
-    return fully_shard(model, mesh=mesh)
+    fully_shard(model, mesh=mesh)  # in place
+    return model
 
 
 def replicate(model: nn.Module, world: World, *example: Tensor) -> nn.Module:

@@ -103,13 +103,14 @@ class _Lasting(FileIO):
             return len(data)
 
 
-def _lasting(stream: TextIO, original: TextIO) -> TextIO:
-    if stream is not original:  # somebody's own, such as a test's
+def _lasting(stream: TextIO, original: TextIO | None) -> TextIO:
+    if stream is not original or not isinstance(stream, TextIOWrapper):  # somebody's own, such as a test's
         return stream
     stream.flush()
     raw = _Lasting(stream.fileno(), "w", closefd=False)
-    how = dict(line_buffering=stream.line_buffering, write_through=stream.write_through)
-    return TextIOWrapper(raw if stream.write_through else BufferedWriter(raw), stream.encoding, stream.errors, **how)
+    inner = raw if stream.write_through else BufferedWriter(raw)
+    lines, through = stream.line_buffering, stream.write_through
+    return TextIOWrapper(inner, stream.encoding, stream.errors, line_buffering=lines, write_through=through)
 
 
 def _end_at_once(why: str, cause: bool) -> None:

@@ -38,6 +38,7 @@ from gpt.vocabulary import (
     write_merges,
     write_vocabulary,
 )
+from gpt.waiting import waiting
 
 # GPT-2's split into words, as OpenAI published it with GPT-2: contractions, letters, digits, other signs, white space.
 SPLIT = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
@@ -82,6 +83,7 @@ class Tokenizer:
         return max(self._bytes_of_id) + 1
 
     @classmethod
+    @waiting("reading GPT-2's vocabulary")
     def gpt2(cls) -> "Tokenizer":
         """GPT-2's vocabulary of 50,257. tiktoken fetches it once and keeps it.
 
@@ -168,14 +170,16 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     counts = Counter(word for text in texts for word in regex.findall(SPLIT, _without_halves(text)))
     words = [[bytes([b]) for b in word.encode()] for word in counts]
     weights = list(counts.values())
-    frequency, home = Counter(), defaultdict(set)  # of each pair: how often, and in which words
+    frequency: Counter[tuple[bytes, bytes]] = Counter()  # how often each pair is there
+    home: defaultdict[tuple[bytes, bytes], set[int]] = defaultdict(set)  # in which words
     for w, pieces in enumerate(words):
         for pair in zip(pieces, pieces[1:]):
             frequency[pair] += weights[w]
             home[pair].add(w)
     heap = [(-n, pair) for pair, n in frequency.items()]
     heapq.heapify(heap)
-    merges, known = [], {bytes([b]) for b in range(256)}
+    known = {bytes([b]) for b in range(256)}
+    merges: list[tuple[bytes, bytes]] = []
     while heap and len(merges) < vocab_size - 257:
         n, pair = heapq.heappop(heap)
         if -n != frequency[pair]:  # an old entry: the pair has lost or won occurrences since
@@ -224,11 +228,14 @@ def _joined(pieces: list[bytes], pair: tuple[bytes, bytes]) -> list[bytes]:
 
 @dataclass(frozen=True)
 class Train:
-    """Learn a vocabulary from text files and save it as vocab.json and merges.txt."""
+    """Learn a vocabulary from text files and save it as vocab.json and merges.txt.
+
+    python gpt/tokenizer.py train text.txt --vocab-size 1024 --out vocabulary
+    """
 
     files: list = argument("UTF-8 text files", nargs="+")
     vocab_size: int = flag(1024, "ids, 256 bytes and end-of-text among them")
-    out: str = flag(help="folder to write to")
+    out: str = flag(help="folder to write to", metavar="DIR")
 
 
 def _train(flags: Train) -> None:

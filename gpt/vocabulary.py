@@ -176,5 +176,5 @@ def merges_of(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
             best = min(range(len(pieces) - 1), key=lambda i: ranks.get(pieces[i] + pieces[i + 1], rank))
             pieces[best : best + 2] = [pieces[best] + pieces[best + 1]]
         if len(pieces) == 2:
-            merges.append(tuple(pieces))
+            merges.append((pieces[0], pieces[1]))
     return merges

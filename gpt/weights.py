@@ -28,6 +28,7 @@ from gpt.hub import fetch, is_hub_name
 from gpt.model import GPT, SIZES, GPTConfig
 from gpt.tokenizer import Tokenizer
 from gpt.untrusted import printing, read_json, shown
+from gpt.waiting import waiting
 
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 BUFFERS = (".attn.bias", ".attn.masked_bias")  # causal masks that old files carry; no weights
@@ -57,6 +58,7 @@ def model_folder(name: str | Path) -> Path:
     )
 
 
+@waiting("reading the model")
 def load_gpt(folder: str | Path, dropout: float = 0.0) -> GPT:
     """The model of a folder, in float32, in eval mode. Tokenizer files are not needed.
 
@@ -170,6 +172,7 @@ def _named(file: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
+@waiting("writing the model")
 def save_gpt(folder: str | Path, model: GPT, tokenizer: Tokenizer, card: str = "") -> None:
     """Write a model folder in float32. It is whole or absent: written beside, then renamed into its place.
 
@@ -188,6 +191,7 @@ def save_gpt(folder: str | Path, model: GPT, tokenizer: Tokenizer, card: str = "
             (part / "README.md").write_text(card, encoding="utf-8")
 
 
+@waiting("drawing random weights")
 def random_gpt(size: str, vocab_size: int, seed: int, dropout: float = 0.0) -> GPT:
     """A model of one of the SIZES with random weights. Raises UserError for another size."""
     if size not in SIZES:
@@ -196,6 +200,7 @@ def random_gpt(size: str, vocab_size: int, seed: int, dropout: float = 0.0) -> G
     return GPT(GPTConfig(vocab_size=vocab_size, dropout=dropout, **SIZES[size]))
 
 
+@waiting("hashing the model")
 def fingerprint(model: GPT) -> str:
     """SHA-256 of the configuration and of every parameter, by name: two models with the same one compute the same.
 

@@ -140,10 +140,10 @@ def test_help_shows_every_flag_its_group_its_help_and_its_default(capsys):
         "What it does, 100 % of it.",
         "first:",
         "a word; 50 % of them",
-        "--batch INT pairs per step (default: 64)",
-        "--grad-clip FLOAT largest norm (default: 1.0)",
-        "--lr FLOAT unset: a rule",
-        "--shard, --no-shard spread it",
+        "--batch N pairs per step (default: 64)",
+        "--grad-clip X largest norm (default: 1)",
+        "--lr X unset: a rule",
+        "--shard spread it",
         "{auto,cpu} where (default: auto)",
     ):
         assert part in shown, shown
@@ -153,7 +153,7 @@ def test_help_shows_every_flag_its_group_its_help_and_its_default(capsys):
 def test_help_shows_a_default_of_zero_too(capsys):
     with pytest.raises(SystemExit):
         parse(Flags, ["--help"], "tool.py")
-    assert "--steps INT 0: as many as there are (default: 0)" in " ".join(capsys.readouterr().out.split())
+    assert "--steps N 0: as many as there are (default: 0)" in " ".join(capsys.readouterr().out.split())
 
 
 # the process
@@ -267,7 +267,7 @@ def test_a_bug_keeps_its_traceback(script):
     [
         (["--help"], ["build", "Build things.", "check", "Check things."]),
         (["-h"], ["build"]),
-        (["one", "--help"], ["--size INT", "More about it."]),
+        (["one", "--help"], ["--size N", "More about it."]),
         (["build", "--help"], ["tool.py build", "how many (default: 3)"]),
         (["check", "-h"], ["FILE", "what"]),
     ],

@@ -64,7 +64,7 @@ def test_a_formula_that_is_wrong_would_be_seen():
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_docstring_is_a_formula_a_source_and_what_to_know(name):
     formula, source, *rest = inspect.getdoc(LOSSES[name]).split("\n\n")
-    assert set(re.findall(r"[a-z_]{2,}", formula)) & {"sigmoid", "log", "max", "gain_chosen"}
+    assert set(re.findall(r"[a-z_]{2,}", formula)) & {"sigmoid", "log", "exp", "max", "gain_chosen"}
     assert re.search(r"arXiv \d{4}\.\d{4,5}|A note on DPO", source) and re.search(r"\b20\d\d\b", source)
     assert rest
 

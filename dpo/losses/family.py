@@ -30,7 +30,13 @@ ONE_ANSWER = {"sft"}  # content with `chosen` alone
 COUPLED = {"aot", "aot_unpaired", "kto"}  # must see the whole step at once
 
 # keyword: its default, where it changes nothing
-MODIFIERS = {"divergence": "reverse_kl", "alpha": 0.5, "ld_alpha": 1.0, "margin": False, "wpo": False}
+MODIFIERS: dict[str, float | str | bool] = {
+    "divergence": "reverse_kl",
+    "alpha": 0.5,
+    "ld_alpha": 1.0,
+    "margin": False,
+    "wpo": False,
+}
 CHOICES = {"divergence": tuple(DIVERGENCES), "margin": ("true", "false"), "wpo": ("true", "false")}
 # Another divergence needs a difference, in which the divergence's constant cancels; a margin a sigmoid of it, or a hinge
 DIVERGING = {"dpo", "dpo_norm", "cdpo", "robust", "ipo", "hinge", "exo", "discopop"}
@@ -63,7 +69,7 @@ def modifiers_of(name: str) -> dict[str, float | str | bool]:
 
 def described(function: Callable) -> tuple[str, str]:
     """Formula and source, the first two paragraphs of the docstring of a loss or a modifier."""
-    formula, source = inspect.getdoc(function).split("\n\n")[:2]
+    formula, source = (inspect.getdoc(function) or "").split("\n\n")[:2]
     return " ".join(formula.split()), " ".join(source.split())
 
 

@@ -64,8 +64,9 @@ def desensitized(s: Scores, ld_alpha: float) -> Scores:
     ld_alpha: 1 is the loss itself, 0 looks at as many tokens of both. 0.5 is what TRL calls a strong default.
     For data whose better answers are longer. What the longer answer says at its end is then hardly learned.
     """
-    heads = s.heads
-    return Scores(*(heads + ld_alpha * (torch.stack(s[:4]) - heads)), *s[4:])
+    assert s.heads is not None
+    chosen, rejected, ref_chosen, ref_rejected = s.heads + ld_alpha * (torch.stack(s[:4]) - s.heads)
+    return s._replace(chosen=chosen, rejected=rejected, ref_chosen=ref_chosen, ref_rejected=ref_rejected)
 
 
 def widened(s: Scores, beta: float) -> Scores:
@@ -77,6 +78,7 @@ def widened(s: Scores, beta: float) -> Scores:
     scores, Llama 2 steps from 0 to 1 or 3.
     For preferences that differ in strength.
     """
+    assert s.margin is not None
     return s._replace(ref_chosen=s.ref_chosen + s.margin / beta)
 
 
@@ -91,6 +93,7 @@ def weighted(losses: Tensor, s: Scores) -> Tensor:
     For answers that another model wrote: what the policy would never say counts less. So it learns less from them,
     and the sum is not scaled back.
     """
+    assert s.weight is not None
     return losses * s.weight
 
 

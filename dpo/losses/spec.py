@@ -8,7 +8,9 @@ What a keyword must be stands here, what it means in the losses' docstrings.
 import re
 from decimal import Decimal
 from difflib import get_close_matches
+from functools import reduce
 from math import inf
+from operator import add
 from typing import NamedTuple
 
 from torch import Tensor
@@ -57,9 +59,9 @@ class Term(NamedTuple):
         """The loss of each pair, (B,), unweighted."""
         given, s = self.modifiers, scores
         if "ld_alpha" in given:
-            s = desensitized(s, given["ld_alpha"])
+            s = desensitized(s, float(given["ld_alpha"]))
         if "divergence" in given:
-            s = diverging(s, given["divergence"], given.get("alpha", MODIFIERS["alpha"]))
+            s = diverging(s, str(given["divergence"]), float(given.get("alpha", MODIFIERS["alpha"])))
         if "margin" in given:
             s = widened(s, self.keywords["beta"])
         losses = LOSSES[self.name](s, **self.keywords)
@@ -83,7 +85,8 @@ class Loss(NamedTuple):
     def total(self, sums: dict[str, Tensor], pairs: float, tokens: float) -> Tensor:
         """The weighted sum of the terms' sums over pairs, each divided by what it counts: the pairs, or the tokens of the
         chosen answers, of the whole step."""
-        return sum(term.weight * sums[term.name] / (tokens if term.name in PER_TOKEN else pairs) for term in self.terms)
+        parts = [term.weight * sums[term.name] / (tokens if term.name in PER_TOKEN else pairs) for term in self.terms]
+        return reduce(add, parts)
 
     @property
     def beta(self) -> float:
@@ -148,7 +151,7 @@ def _parse_term(text: str, beta: float | None, spec: str) -> Term:
             raise UserError(f"--loss {spec!r}: {key} stands twice in {name}")
         given[key] = _value(name, key, value, spec)
     keywords = own | ({"beta": beta} if beta is not None and "beta" in own else {})
-    keywords |= {key: value for key, value in given.items() if key in own}
+    keywords |= {key: float(value) for key, value in given.items() if key in own}
     for key, value in keywords.items():
         _check_range(name, key, value, spec)
     changing = {

@@ -30,11 +30,13 @@ def call_in(addresses: list[str], port: int, own: Node, deadline: float, say: Ca
     """
     began = sign = time.monotonic()
     waiting, said = Waiting(say, deadline), None
-    for address in cycle(addresses):
+    turns = cycle(addresses)
+    while True:
+        address = next(turns)
         until = min(deadline, sign + PATIENCE)
         answer = knock(address, port, until)
-        called = answer.kind is Kind.ROLL_CALL
-        verdict = _talk(answer.connection, address, own, deadline + GRACE, note) if called else ""
+        called = answer.connection if answer.kind is Kind.ROLL_CALL else None
+        verdict = _talk(called, address, own, deadline + GRACE, note) if called else ""
         if verdict == "go":
             return address
         if answer.kind is Kind.STORE:

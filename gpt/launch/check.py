@@ -31,7 +31,10 @@ SECONDS, ROUNDS = 2.0, 20  # the most that the measurement takes
 
 @dataclass(frozen=True)
 class Flags:
-    """Whether the processes that torchrun starts can meet and compute together."""
+    """Whether the processes that torchrun starts can meet and compute together.
+
+    torchrun --nproc_per_node=2 gpt/launch/check.py --timeout 30
+    """
 
     device: str = flag("auto", "as in train.py")
     timeout: float = flag(60.0, "seconds that a process waits for another")

@@ -125,7 +125,7 @@ def alone(script: str | Path, *words, hidden: Container[str] = ()) -> str:
     # in a session of its own, that it hears of a Ctrl+C by this process alone
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True, env=seen) as process:
         try:
-            said = process.stdout.read()
+            said, _ = process.communicate()
         except Interrupted:
             process.kill()
             raise

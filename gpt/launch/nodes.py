@@ -73,7 +73,8 @@ def read_node(line: bytes) -> Node | None:
 
 def disagreements(nodes: Sequence[Node]) -> list[str]:
     """In what nodes differ from the first, which is node 0, and what they have in common that should differ; a line each."""
-    first, lines, holders = nodes[0], [], {}
+    first, lines = nodes[0], []
+    holders: dict[int, Node] = {}
     for node in nodes:
         for name, variable in (("nodes", "NNODES"), ("processes", "N")):
             its, other = getattr(node, name), getattr(first, name)

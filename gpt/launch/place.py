@@ -21,7 +21,7 @@ class Place(NamedTuple):
     """Machine `rank` of `count`. They meet at machine 0: its address, and a port that is free there."""
 
     rank: int = 0
-    count: int = 1
+    count: int = 1  # type: ignore[assignment]  # hides tuple.count, which nobody asks a place for
     address: str = ""
     port: int = 0
 

@@ -32,7 +32,8 @@ class Guest:
     """A connection to node 0: a stranger until it has said which node it is."""
 
     def __init__(self, connection: socket.socket, address: str):
-        self.connection, self.address, self.node, self.heard = connection, address, None, b""
+        self.connection, self.address, self.heard = connection, address, b""
+        self.node: Node | None = None
         connection.setblocking(False)
 
     def tell(self, line: bytes) -> None:
@@ -59,7 +60,9 @@ class Host:
     """Node 0's side of the connections. `note` is told of strangers."""
 
     def __init__(self, bound: socket.socket, own: Node, note: Callable[[str], None]):
-        self.bound, self.own, self.note, self.guests, self.left = bound, own, note, [], {}
+        self.bound, self.own, self.note = bound, own, note
+        self.guests: list[Guest] = []
+        self.left: dict[int, Node] = {}  # by rank
         self.selector = selectors.DefaultSelector()
 
     def __enter__(self) -> "Host":
@@ -134,7 +137,8 @@ def hold(bound: socket.socket, own: Node, deadline: float, say: Callable, note: 
     `say` is for what a person should know while it lasts, `note` for what only the curious do.
     Raises Refused where nodes disagree, or do not come until the moment `deadline` of the monotonic clock.
     """
-    began, told, disagreed, waiting = time.monotonic(), 0.0, None, Waiting(say, deadline)
+    began, told, waiting = time.monotonic(), 0.0, Waiting(say, deadline)
+    disagreed: float | None = None  # since when
     with Host(bound, own, note) as host:
         while True:
             host.attend(0.2)
@@ -143,7 +147,7 @@ def hold(bound: socket.socket, own: Node, deadline: float, say: Callable, note: 
             disagreed = (disagreed or now) if lines else None
             if not lines and not missing:
                 break
-            if now > deadline or (lines and now >= disagreed + SETTLE):
+            if now > deadline or (disagreed and now >= disagreed + SETTLE):
                 came = f"{len(nodes)} of {own.nodes} nodes came within {now - began:.0f} s"
                 at = "{}:{}".format(*bound.getsockname())
                 lines = lines or [
