@@ -1,4 +1,4 @@
-"""dpo/report.py: the sheet of losses has all of them, its curves are their values, and the one that is committed is today's."""
+"""dpo/loss_sheet.py: all losses are on the sheet, its curves are their values, and the one that is committed is today's."""
 
 import re
 import sys
@@ -11,9 +11,9 @@ import torch
 
 pytest.importorskip("matplotlib")
 
-from dpo import report
+from dpo import loss_sheet
 from dpo.loss_curves import at_margin, curve, reach
-from dpo.loss_sheet import sheet
+from dpo.loss_panels import sheet
 from dpo.losses import LOSSES
 from dpo.losses.family import COUPLED, own_keywords
 from gpt.command import UserError
@@ -117,7 +117,7 @@ def texts(file: Path) -> list[str]:
 
 def test_the_picture_in_the_readme_is_the_one_that_the_command_draws_and_small(tmp_path):
     committed, drawn = ROOT / "docs/losses.svg", tmp_path / "losses.svg"
-    call(ROOT / "dpo/report.py", "losses", "--out", drawn)
+    call(ROOT / "dpo/loss_sheet.py", "--out", drawn)
     assert committed.stat().st_size < 150_000
     assert "(docs/losses.svg)" in (ROOT / "README.md").read_text(encoding="utf-8")
     assert texts(committed) == texts(drawn)
@@ -137,18 +137,18 @@ def test_the_picture_names_each_loss_with_its_keywords(name):
 @pytest.mark.parametrize("ending, begins", [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("SVG", b"<?xml")])
 def test_the_ending_of_the_file_says_what_kind_it_is(ending, begins, tmp_path, capsys):
     file = tmp_path / f"new/losses.{ending}"
-    report.losses(report.LossesFlags(out=str(file)))
+    loss_sheet.main(loss_sheet.Flags(out=str(file)))
     assert file.read_bytes().startswith(begins) and str(file) in capsys.readouterr().out
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path):
     with pytest.raises(UserError, match="must end in .svg, .pdf or .png"):
-        report.losses(report.LossesFlags(out=str(tmp_path / "losses.jpeg")))
+        loss_sheet.main(loss_sheet.Flags(out=str(tmp_path / "losses.jpeg")))
 
 
 def test_without_matplotlib_the_error_says_what_to_install(monkeypatch, tmp_path):
-    monkeypatch.delitem(sys.modules, "dpo.loss_sheet")
+    monkeypatch.delitem(sys.modules, "dpo.loss_panels")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(UserError, match="pip install matplotlib"):
-        report.losses(report.LossesFlags(out=str(tmp_path / "losses.svg")))
+        loss_sheet.main(loss_sheet.Flags(out=str(tmp_path / "losses.svg")))
     assert not list(tmp_path.iterdir())
