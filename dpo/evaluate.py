@@ -119,9 +119,10 @@ def main(flags: Flags) -> None:
             report["judge"] = asked(judge, kept, prompts, answers["before"], answers["after"])
             print(line(report["judge"]))
             if flags.out:
-                RunFolder(flags.out).write_json("evaluation.json", report)
-        if flags.out and (folder := RunFolder(flags.out)).metrics.exists():
-            print(f"report   {write_report(folder)}")
+                folder = RunFolder(flags.out)
+                folder.write_json("evaluation.json", report)
+                if folder.metrics.exists():
+                    write_report(folder)
 
 
 def open_both(flags: Flags, record: dict) -> tuple[GPT, GPT, Tokenizer]:
@@ -198,6 +199,8 @@ def tell(report: dict, prompts: list[Pair], answers: dict[str, list[Answer]], fl
         folder.write_json("evaluation.json", report)
         write_rows(folder.samples, sample_rows(prompts, **answers))
         print(f"\nwritten to {folder.path / 'evaluation.json'} and samples.jsonl", flush=True)
+        if folder.metrics.exists():
+            print(f"report   {write_report(folder)}", flush=True)
 
 
 def way_for(model: GPT, world: World) -> Way:

@@ -71,6 +71,12 @@ def test_without_held_out_pairs_the_training_is_looked_at(name):
     assert name in seen([line for line in SHOWN[name] if line["split"] == "train"])
 
 
+def test_while_the_rate_still_rises_a_loss_at_ln_2_says_nothing():
+    warming = with_values(SHOWN["stuck"], learning_rate=lambda line: line["step"] * 1e-6)
+    assert "stuck" not in seen(warming)
+    assert "stuck" in seen(with_values(warming, learning_rate=lambda line: 0.0))
+
+
 def test_a_loss_that_does_not_begin_at_ln_2_is_not_stuck_there_but_its_term_may_be():
     lines = with_values(dpo_lines(), loss=lambda line: 1.5)
     assert "stuck" not in seen(lines)

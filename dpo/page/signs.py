@@ -27,7 +27,10 @@ def _ends(values: Sequence[float]) -> tuple[float, float]:
 
 
 def stuck(metrics: Metrics) -> str:
-    """A loss that began at ln 2 and is still there."""
+    """A loss that began at ln 2 and is still there, though the warm-up is over."""
+    _, rates = metrics.curve("learning_rate")
+    if rates and 0 < max(rates) <= rates[-1]:
+        return ""
     for name in ("loss", *(name for name in metrics.names() if name.startswith("loss/"))):
         _, values = metrics.curve(name)
         if len(values) < ENOUGH or abs(values[0] - LN_2) > 0.001:
