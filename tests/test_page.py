@@ -352,9 +352,12 @@ def test_no_run_and_no_metrics_yet_say_what_to_name(tmp_path):
     assert "no metrics yet" in refusal([tmp_path])
 
 
-def test_too_many_runs_are_refused(tmp_path):
-    for number in range(25):
+def test_each_of_many_runs_has_a_mark_of_its_own_and_too_many_are_refused(tmp_path):
+    for number in range(24):
         make_run(tmp_path / f"{number}", dpo_lines()[:2], [], [])
+    marks = [one["class"] for one in Taken(page_of([tmp_path])).of("span") if "run-" in one.get("class", "")]
+    assert len(marks) == 2 * 24 and len(set(marks)) == 24  # in the table and above the curves
+    make_run(tmp_path / "24", dpo_lines()[:2], [], [])
     assert "25 runs; a page has room for the curves of 24" in refusal([tmp_path])
 
 

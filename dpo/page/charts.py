@@ -17,7 +17,7 @@ class Line(NamedTuple):
     label: str = ""
     color: str = "ink"
     noisy: bool = True  # whether its mean over some steps says more than each of them
-    dashed: bool = False  # where several runs are drawn, whose colours tell the runs apart
+    thin: bool = False  # where several runs are drawn, whose colours tell the runs apart
 
 
 class Chart(NamedTuple):
@@ -37,7 +37,7 @@ CHOSEN, REJECTED = "chosen", "rejected"
 
 
 def _both(metric: str) -> tuple[Line, ...]:
-    return Line(f"{metric}/chosen", "chosen", CHOSEN), Line(f"{metric}/rejected", "rejected", REJECTED, dashed=True)
+    return Line(f"{metric}/chosen", "chosen", CHOSEN), Line(f"{metric}/rejected", "rejected", REJECTED, thin=True)
 
 
 CHARTS = (

@@ -1,6 +1,7 @@
 """Curves as matplotlib draws them: training as a line through its own noise, held-out pairs as dots.
 
-One run has a colour for each metric of a chart; of several each has its own, and a second metric is dashed.
+One run has a colour for each metric of a chart; of several each has its own, and a second metric is thin. With more runs than
+colours, a second round of them is dashed and a third one dotted.
 """
 
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ SIZE = (340 / 72, 190 / 72)  # of a chart, in inches: a point is about a pixel o
 FRAME = (0.135, 0.125, 0.845, 0.845)  # left, bottom, width, height
 POINTS = 300  # of a curve; of more steps, some neighbours are one point, their mean
 SMOOTH = 20  # a line is the mean over one of so many parts of the training
-DASH = (0, (3.5, 2))
+ROUNDS = ("-", (0, (4, 1.5)), (0, (1, 1.5)))  # of colours: solid, dashed, dotted
 BARS = 32
 STEPS = [1, 2, 5, 10]  # between two numbers of an axis, times a power of ten
 
@@ -33,7 +34,7 @@ def chart(shown: Chart, metrics: Sequence[Metrics]) -> Html:
     for number, one in enumerate(metrics):
         for line in shown.lines:
             color = COLORS[line.color if alone else f"run-{number % RUNS}"]
-            _curves(axes, one, line, color, alone)
+            _curves(axes, one, line, color, None if alone else number // RUNS)
     if shown.level is not None and _is_near(shown, metrics):
         axes.axhline(shown.level, color=COLORS["grey"], linewidth=0.8, linestyle=(0, (2, 2)), zorder=1)
         axes.annotate(
@@ -76,14 +77,15 @@ def _empty() -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _curves(axes: Axes, metrics: Metrics, line: Line, color: str, alone: bool) -> None:
+def _curves(axes: Axes, metrics: Metrics, line: Line, color: str, of_several: int | None) -> None:
+    """of_several: the round of colours of one of several runs; None for a run alone."""
     steps, values = thinned(*metrics.curve(line.metric))
     if line.noisy and len(steps) > 2 * SMOOTH:
-        if alone:  # the noise of several would hide them all
+        if of_several is None:  # the noise of several would hide them all
             axes.plot(steps, values, color=color, linewidth=0.8, alpha=0.28)
         values = smoothed(values)
-    style = DASH if line.dashed and not alone else "-"
-    axes.plot(steps, values, color=color, linewidth=1.6, linestyle=style, solid_capstyle="round")
+    width = 0.8 if line.thin and of_several is not None else 1.6
+    axes.plot(steps, values, color=color, linewidth=width, linestyle=ROUNDS[of_several or 0], solid_capstyle="round")
     steps, values = thinned(*metrics.curve(line.metric, "held-out"))
     axes.plot(steps, values, "o", color=color, markersize=4.5)
 

@@ -68,13 +68,18 @@ def overview(runs: Sequence[Run]) -> Html:
             tag("td", "" if values[number] is None else number_of(values[number]), class_="number")
             for values in ended.values()
         ]
-        rows.append(tag("tr", tag("th", swatch(f"run-{number % RUNS}"), run.name), *cells))
+        rows.append(tag("tr", tag("th", run_swatch(number), run.name), *cells))
     return tag("div", tag("table", head, *rows, class_="figures wide"), class_="scroll")
 
 
-def swatch(color: str, dashed: bool = False) -> Html:
+def swatch(color: str, thin: bool = False) -> Html:
     """A short line in the colour of a curve."""
-    return tag("span", "", class_=f"swatch {color}{' dashed' * dashed}")
+    return tag("span", "", class_=f"swatch {color}{' thin' * thin}")
+
+
+def run_swatch(number: int) -> Html:
+    """That of a run among several: after all colours come these dashed, and then dotted."""
+    return swatch(f"run-{number % RUNS} round-{number // RUNS}")
 
 
 def _last(run: Run, name: str) -> float | None:

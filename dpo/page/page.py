@@ -14,14 +14,13 @@ from dpo.page.about import in_full, paragraph
 from dpo.page.answers import answers
 from dpo.page.charts import Chart, charts_of, signs_of
 from dpo.page.curves import chart
-from dpo.page.figures import figures, overview, swatch
-from dpo.page.inline import RUNS
+from dpo.page.figures import figures, overview, run_swatch, swatch
 from dpo.page.markup import Html, joined, tag
 from dpo.page.reading import Run, own_name, read_run, run_folders
 from dpo.page.token_view import legend, margins, token_view
 from gpt.command import UserError
 
-MOST = 24  # runs on a page
+MOST = 24  # runs on a page: as many as colours, solid, dashed and dotted, tell apart
 HOW = (
     "A loss such as DPO's knows whole answers only. Here is each of their tokens, coloured by log π less log π of the "
     "reference: their sum, times beta, is the answer's reward. A manner that was learned shows in a few tokens, an answer that "
@@ -118,7 +117,7 @@ def _key(runs: Sequence[Run] | None) -> Html:
     if not runs:
         how = "A line is training, faint each step, strong their mean; dots are held-out pairs."
         return tag("p", how, class_="hint")
-    names = [tag("span", swatch(f"run-{number % RUNS}"), run.name) for number, run in enumerate(runs)]
+    names = [tag("span", run_swatch(number), run.name) for number, run in enumerate(runs)]
     how = "A line is training, the mean over some steps; dots are held-out pairs."
     return joined(tag("p", *names, class_="key"), tag("p", how, class_="hint"))
 
@@ -134,7 +133,7 @@ def _charts(runs: Sequence[Run], shown: dict[str, list[str]]) -> Html:
 
 def _card(one: Chart, svg: Html, sentences: Sequence[str], alone: bool) -> Html:
     keys = [
-        tag("span", swatch(line.color if alone else "ink", line.dashed and not alone), line.label) for line in one.lines
+        tag("span", swatch(line.color if alone else "ink", line.thin and not alone), line.label) for line in one.lines
     ]
     key = tag("p", *keys, class_="key") if len(keys) > 1 else None
     said = [tag("b", "Seen here: "), " ".join(sentences)] if sentences else [tag("b", "A warning: "), one.warning]

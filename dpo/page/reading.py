@@ -10,11 +10,8 @@ from dpo.run_folder import RunFolder
 from gpt.command import UserError
 
 LARGEST = 1e30  # of a figure that can be drawn
-INNER = (
-    "*",
-    "*/run",
-    "*/*/run",
-)  # where runs lie in a folder of dpo/compare.py, of dpo/online.py, of ./launch.sh online
+# Where runs lie in a folder of dpo/compare.py, of dpo/online.py, of ./launch.sh online
+INNER = ("*", "*/run", "*/*/run")
 Curve = tuple[list[int], list[float]]  # steps, and the values there
 
 
