@@ -144,6 +144,7 @@ def test_processes_and_parts_change_nothing(tmp_path):
                 assert a[name] == pytest.approx(b[name], abs=2e-4)
 
 
+@pytest.mark.slow
 def test_the_margins_of_the_file_are_those_of_the_last_evaluation_and_sft_writes_none(toy):
     train(toy, "--steps", 3, "--held-out", 0.3, "--eval-every", 0, "--out", toy / "margins")
     rows = rows_of(toy / "margins")
