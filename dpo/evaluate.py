@@ -19,13 +19,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data.judge import JudgeFlags
 from data.pairs import Pair, summary, write_rows
 from dpo.answers import Answer, answer, differences, rates
+from dpo.by_token import by_token
 from dpo.examples import EMBEDDED, Examples, check_margins, open_examples
 from dpo.forward import Way, fitting
 from dpo.losses import Loss, parse_loss
-from dpo.reference import reference_logps
+from dpo.reference import Reference, reference_logps
+from dpo.report import write_report
 from dpo.run_folder import SHOWN, RunFolder
 from dpo.score import score_pairs, verdict
-from dpo.side_by_side import samples, table
+from dpo.side_by_side import sample_rows, samples, table
 from dpo.start import open_model
 from dpo.step import Plan, held_out_metrics
 from dpo.win_rate import asked, judged_by, line
@@ -33,7 +35,7 @@ from gpt.command import UserError, check_range, flag, run
 from gpt.generate import longest_answer
 from gpt.joining import join
 from gpt.model import GPT
-from gpt.parallel import World, say
+from gpt.parallel import World, on_main, say
 from gpt.tokenizer import Tokenizer
 from gpt.weights import fingerprint
 
@@ -116,7 +118,10 @@ def main(flags: Flags) -> int:
             report["judge"], failures = asked(judge, prompts, answers["before"], answers["after"])
             print(line(report["judge"], failures))
             if flags.out:
-                RunFolder(flags.out).write_json("evaluation.json", report)
+                folder = RunFolder(flags.out)
+                folder.write_json("evaluation.json", report)
+                if folder.metrics.exists():
+                    write_report(folder)
             return 1 if failures else 0
     return 0
 
@@ -164,7 +169,16 @@ def compare(
     flags: Flags,
 ) -> tuple[dict, list[Pair], dict[str, list[Answer]]]:
     """(what evaluation.json will hold, the held-out prompts, {"before", "after"}: what both models answer to them)"""
-    margins = pair_metrics(policy, reference, held_out, loss, world)
+    plan = Plan(loss, way_for(policy, world))
+    every = range(len(held_out.ids))
+    said = reference_logps(reference.to(world.device), held_out, every, plan.way, fingerprint(reference))
+    margins = pair_metrics(policy, reference, held_out, said, plan)
+    folder = RunFolder(flags.out)
+    if (
+        flags.out and on_main(lambda: str(folder.tokens.exists()), world) == "False"
+    ):  # as after a loss without a reference
+        rows = by_token(policy, said, held_out, loss.beta, plan.way, tokenizer)
+        on_main(lambda: write_rows(folder.tokens, rows), world)
     prompts = {pair.prompt: pair for pair in held_out.pairs}  # a prompt with several pairs is answered once
     chosen = list(prompts.values())[: flags.prompts or None]
     answers = {
@@ -184,20 +198,10 @@ def tell(report: dict, prompts: list[Pair], answers: dict[str, list[Answer]], fl
     if flags.out:
         folder = RunFolder(flags.out)
         folder.write_json("evaluation.json", report)
-        write_rows(
-            folder.path / "samples.jsonl",
-            [
-                {
-                    "prompt": pair.prompt,
-                    "before": before.text,
-                    "after": after.text,
-                    "chosen": pair.chosen,
-                    "rejected": pair.rejected,
-                }
-                for pair, before, after in zip(prompts, answers["before"], answers["after"])
-            ],
-        )
+        write_rows(folder.samples, sample_rows(prompts, **answers))
         print(f"\nwritten to {folder.path / 'evaluation.json'} and samples.jsonl", flush=True)
+        if folder.metrics.exists():
+            print(f"report   {write_report(folder)}", flush=True)
 
 
 def way_for(model: GPT, world: World) -> Way:
@@ -206,15 +210,12 @@ def way_for(model: GPT, world: World) -> Way:
 
 
 def pair_metrics(
-    policy: GPT, reference: GPT, held_out: Examples, loss: Loss, world: World
+    policy: GPT, reference: GPT, held_out: Examples, said: Reference, plan: Plan
 ) -> dict[str, dict[str, float]]:
-    """{"before", "after"}: loss, accuracy and margin (beta included) of the held-out pairs against the reference."""
-    plan = Plan(loss, way_for(policy, world))
-    every = range(len(held_out.ids))
-    said = reference_logps(reference.to(world.device), held_out, every, plan.way, fingerprint(reference))
+    """{"before", "after"}: loss, accuracy and margin (beta included) of the held-out pairs against what the reference said."""
     found = {}
     for name, model in (("before", reference), ("after", policy)):
-        line = held_out_metrics(model.to(world.device), held_out, said, plan)
+        line = held_out_metrics(model.to(plan.way.world.device), held_out, said, plan)
         found[name] = {short: line[long] for short, long in SHOWN.items() if long in line}
     return found
 

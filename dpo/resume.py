@@ -1,4 +1,4 @@
-"""Where a run was left, what it leaves, and which of that is best.
+"""Where a run was left, which model it leaves, and which of its steps is best.
 
 A checkpoint has the settings that it was made with. A run that goes on from it must have the same, or its steps would be
 those of two different runs. How many processes there are, and where things lie, is free to change.

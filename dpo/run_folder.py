@@ -8,7 +8,9 @@ runs/NAME/
     checkpoints/       gpt/checkpoint.py
     model/             the trained model, a model folder
     adapter/           with --lora its adapters alone, as peft reads them (a random start has no base to name)
+    tokens.jsonl       what training did to each answer token of some held-out pairs (dpo/by_token.py)
     evaluation.json    dpo/evaluate.py, samples.jsonl too; with --judge judge.jsonl, its replies
+    report.html        dpo/report.py: all of that as a page
 """
 
 import json
@@ -21,10 +23,12 @@ from pathlib import Path
 from dpo.loggers import Beginning, Loggers
 from gpt.command import UserError
 from gpt.files import Unwritable, held, make_folder, whole
-from gpt.untrusted import read_json, shown
+from gpt.untrusted import read_json, read_text, shown
 
 # Seconds to wait for a run that is no more to let go of its folder: what a killed torchrun leaves ends after one
 WAIT = 5.0
+
+METRICS = 2**30  # the most bytes that are read of metrics.jsonl: a line of each of a million steps has 600
 
 # What is shown of a line of metrics.jsonl, in short
 SHOWN = {"loss": "loss", "accuracy": "rewards/accuracies", "margin": "rewards/margins"}
@@ -39,6 +43,9 @@ class RunFolder:
         self.model = self.path / "model"
         self.adapter = self.path / "adapter"
         self.loggers: Loggers | None = None
+        self.tokens = self.path / "tokens.jsonl"
+        self.samples = self.path / "samples.jsonl"
+        self.report = self.path / "report.html"
 
     def check_free(self, resume: bool) -> None:
         """Raises UserError where the folder holds something that a new run would overwrite, or cannot be written."""
@@ -125,6 +132,15 @@ class RunFolder:
         if self.loggers:
             self.loggers.log(rounded)
 
+    def all_metrics(self) -> list[dict]:
+        """Every line of metrics.jsonl; [] where there is none.
+
+        A last line without an end is left out: a run is writing it, or was killed as it did. Raises UserError, naming file
+        and line, for any other that is none of metrics.
+        """
+        text = read_text(self.metrics, METRICS) if self.metrics.exists() else ""
+        return [self._read(line, number) for number, line in enumerate(text.split("\n")[:-1], 1)]
+
     def held_out_losses(self) -> dict[int, float]:
         """The loss on held-out pairs, by step; from now on the lines are on the disk."""
         if self.metrics.exists():
@@ -135,19 +151,20 @@ class RunFolder:
     def last_split(self) -> str:
         """The split of the last line of metrics.jsonl, "" where there is none."""
         lines = self._lines()
-        return self._read(lines[-1])["split"] if lines else ""
+        return self._read(lines[-1], len(lines))["split"] if lines else ""
 
     def held_out_metrics(self) -> list[dict]:
         """The lines of metrics.jsonl that are about held-out pairs."""
-        return [line for line in map(self._read, self._lines()) if line["split"] == "held-out"]
+        lines = [self._read(line, number) for number, line in enumerate(self._lines(), 1)]
+        return [line for line in lines if line["split"] == "held-out"]
 
     def _lines(self) -> list[str]:
         return self.metrics.read_text(encoding="utf-8", errors="replace").splitlines() if self.metrics.exists() else []
 
-    def _read(self, line: str) -> dict:
+    def _read(self, line: str, number: int) -> dict:
         found = _metrics(line)
         if found is None:
-            raise UserError(f"{self.metrics} holds a line that is none of metrics: {shown(line)}")
+            raise UserError(f"{self.metrics}, line {number}: this is no line of metrics: {shown(line)}")
         return found
 
     def held_out_change(self) -> str:

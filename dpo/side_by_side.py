@@ -1,6 +1,10 @@
-"""What dpo/evaluate.py prints: its figures as a table, before beside after, and answers to the same prompts."""
+"""What dpo/evaluate.py prints and writes: its figures as a table, before beside after, and answers to the same prompts."""
+
+from collections.abc import Iterator, Sequence
 
 from data.pairs import Pair
+from data.scores import is_correct, is_task
+from gpt.answers import Answer
 
 
 def table(report: dict, prompts: int) -> str:
@@ -54,3 +58,18 @@ def samples(pairs: list[Pair], answers: dict, count: int) -> str:
             )
         )
     return "\n".join(blocks)
+
+
+def sample_rows(prompts: Sequence[Pair], before: Sequence[Answer], after: Sequence[Answer]) -> Iterator[dict]:
+    """The rows of samples.jsonl: what both models answer to each prompt, whether the answer ended, its tokens, and where a
+    rule knows whether it is correct."""
+    for pair, old, new in zip(prompts, before, after):
+        row = {"prompt": pair.prompt, "before": old.text, "after": new.text}
+        row |= {"chosen": pair.chosen, "rejected": pair.rejected}
+        row |= {
+            "stopped": {"before": old.stopped, "after": new.stopped},
+            "length": {"before": old.length, "after": new.length},
+        }
+        if is_task(pair):
+            row["correct"] = {"before": is_correct(pair, old), "after": is_correct(pair, new)}
+        yield row

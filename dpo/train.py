@@ -23,19 +23,19 @@ end_with_launcher()  # before the seconds in which torch is imported: a launcher
 import torch
 from tqdm import tqdm
 
+from dpo.finish import finish
 from dpo.forward import Way
 from dpo.job import Job
 from dpo.loggers import NAMES
 from dpo.losses.family import table
 from dpo.order import Limit, steps_of
-from dpo.resume import LeftOff, SaveClock, export, new_folder, resumes
+from dpo.resume import LeftOff, SaveClock, new_folder, resumes
 from dpo.run_folder import SHOWN, RunFolder
 from dpo.step import Plan, add_gradients, check_unmoved, held_out_metrics
 from dpo.watch import Done, Watch
 from gpt import precision
 from gpt.checkpoint import load_checkpoint, save_checkpoint
 from gpt.command import flag, run
-from gpt.device import peak_memory
 from gpt.help import FIRST
 from gpt.joining import join, must_agree
 from gpt.launched import kept_over_restarts
@@ -245,10 +245,7 @@ def train(job: Job, folder: RunFolder, world: World) -> int:
         raise Stopped(f"stopped by a signal after step {done}; continue with --resume --out {folder.path}") from None
     bar.close()
     stop.stopped = True  # nothing is left to be stopped
-    export(job, settings, folder, policy, world)
-    if held_out := folder.held_out_change():
-        say(f"held out {held_out}", world)
-    say(f"done     {folder.model}, peak memory {peak_memory(world.device) / 2**30:.2f} GiB a process", world)
+    finish(job, settings, folder, policy, held_out_reference, plan)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -91,8 +92,30 @@ def test_the_command_writes_before_and_after_of_a_run(run):
         assert after[short] == pytest.approx(last[name], abs=1e-4)  # two programs, one figure
     samples = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
     assert len(samples) == after["prompts"]
-    assert samples[0].keys() == {"prompt", "before", "after", "chosen", "rejected"}
+    assert samples[0].keys() == {"prompt", "before", "after", "chosen", "rejected", "stopped", "length", "correct"}
+    for when in ("before", "after"):  # answer by answer what the figures say of all
+        for name in ("stopped", "length", "correct"):
+            mean = sum(sample[name][when] for sample in samples) / len(samples)
+            assert mean == pytest.approx(report[when][name]), (when, name)
     assert done.stdout.count("  before") >= 3  # the head of the table and two samples
+    assert done.stdout.splitlines()[-1] == f"report   {run / 'report.html'}"
+    assert "Answers, before and after" in (run / "report.html").read_text(encoding="utf-8")
+
+
+def test_what_training_left_out_of_the_report_is_added_and_what_it_wrote_stays(run, here, tmp_path):
+    written = (run / "tokens.jsonl").read_bytes()
+    plain = tmp_path / "run"
+    shutil.copytree(run, plain, ignore=shutil.ignore_patterns("tokens.jsonl", "checkpoints"))
+    for folder in (run, plain):
+        here("--policy", folder, "--prompts", 1, "--max-new", 4)
+    assert (run / "tokens.jsonl").read_bytes() == written
+    ours, theirs = (
+        map(json.loads, file.read_text().splitlines()) for file in (plain / "tokens.jsonl", run / "tokens.jsonl")
+    )
+    for one, other in zip(ours, theirs, strict=True):
+        assert one["logps/chosen"] == pytest.approx(other["logps/chosen"], abs=1e-3)
+        assert one["rewards/margins"] == pytest.approx(other["rewards/margins"], abs=1e-3)
+    assert "Where training acted" in (plain / "report.html").read_text(encoding="utf-8")
 
 
 STARTS = {

@@ -337,6 +337,7 @@ def test_the_demo_makes_the_model_polite_without_making_it_wrong(tmp_path):
     assert before["correct"] >= 0.85 and before["courteous"] <= 0.2
     assert after["courteous"] >= 0.90 and after["rude"] <= 0.02 and after["stopped"] >= 0.99
     assert change["correct"] >= -0.02
+    assert done.stdout.splitlines()[-1] == f"report   runs/{run.name}/report.html" and (run / "report.html").exists()
     assert "held-out prompts" in done.stdout and "torchrun --local-addr 127.0.0.1 --nproc_per_node=" in done.stdout
     assert seconds < 180  # 90 on two free cores; this machine may have other work
 

@@ -1,154 +1,206 @@
-"""dpo/report.py: the sheet of losses has all of them, its curves are their values, and the one that is committed is today's."""
+"""dpo/report.py: the command, the page that follows a run over real sockets, and runs that end without matplotlib."""
 
+import http.client
+import json
 import re
-import sys
-from math import exp, log, log1p
+import signal
+import socket
+import subprocess
+import threading
 from pathlib import Path
-from xml.etree import ElementTree
 
 import pytest
-import torch
 
 pytest.importorskip("matplotlib")
 
 from dpo import report
-from dpo.loss_curves import at_margin, curve, reach
-from dpo.loss_sheet import sheet
-from dpo.losses import LOSSES
-from dpo.losses.family import COUPLED, own_keywords
-from gpt.command import UserError
-from tests.processes import ROOT, call
-
-SVG = "{http://www.w3.org/2000/svg}"
+from dpo.page import serve
+from dpo.run_folder import RunFolder
+from gpt.command import UserError, parse
+from tests.pages import Taken, dpo_lines, make_run
+from tests.processes import ENVIRONMENT, ROOT, call
+from tests.processes import command as words
 
 
-def sp(x: float) -> float:
-    """-log sigmoid(-x)"""
-    return log1p(exp(x))
+def command(*flags) -> int:
+    return report.main(parse(report.Flags, [str(word) for word in flags]))
 
 
-def sigmoid(x: float) -> float:
-    return 1 / (1 + exp(-x))
+@pytest.fixture
+def run(tmp_path) -> Path:
+    return make_run(tmp_path / "run")
 
 
-def odds(mean: float) -> float:
-    return mean - log(1 - exp(mean))
+def test_the_command_writes_the_page_beside_the_run_or_where_it_is_told(run, tmp_path, capsys, monkeypatch):
+    assert command(run) == 0 and Taken((run / "report.html").read_text()).of("svg")
+    assert str(run / "report.html") in capsys.readouterr().out
+    monkeypatch.chdir(tmp_path)
+    other = make_run(tmp_path / "other")
+    assert command(run, other) == 0 and "2 runs" in (tmp_path / "report.html").read_text()
+    assert command(run, "--out", "there/page.html") == 0 and (tmp_path / "there/page.html").exists()
 
 
-# A margin of 10: the chosen answer is at -15 for -20, 5 more than at the start, the rejected one at -25; 10 tokens each.
-# Of a step that is coupled, four others are at rest, their answers 40, 20, -20 and -40 apart
-AT_10 = {
-    "dpo": sp(-0.1 * 10),
-    "dpo_norm": sp(-5 * (0.5 + 0.5)),
-    "cdpo": 0.9 * sp(-1) + 0.1 * sp(1),
-    "robust": (0.9 * sp(-1) - 0.1 * sp(1)) / 0.8,
-    "ipo": (0.5 + 0.5 - 5) ** 2,
-    "hinge": 1 - 0.05 * 10,
-    "exo": sigmoid(1) * log(sigmoid(1) / 0.999) + sigmoid(-1) * log(sigmoid(-1) / 0.001),
-    "discopop": sigmoid(-0.5 / 0.05) * sp(-0.5) + sigmoid(0.5 / 0.05) * exp(-0.5),
-    "nca": sp(-0.05) + 0.5 * sp(0.05) + 0.5 * sp(-0.05),
-    "bco": sp(-0.05) + sp(-0.05),
-    "sppo": (5 - 500) ** 2 + (-5 + 500) ** 2,
-    "apo_zero": 1 - sigmoid(0.5) + sigmoid(-0.5),
-    "apo_down": sigmoid(0.5) + 1 - sigmoid(1),
-    "dpop": sp(-0.3 * 10),  # the chosen answer has not fallen
-    "aot": sp(-0.1 * (10 - 0)),  # its rank is the third, and the reference's third margin is 0
-    "aot_unpaired": sp(-0.1 * (5 - 0)),  # the best chosen answer against the best rejected one
-    "kto": (sigmoid(0.1 * (0 - 5)) + sigmoid(0.1 * (-5 - 1))) / 2,  # the mean gains of five pairs are 1 and -1
-    "sft": 15,
-    "simpo": sp(-(2 * (-1.5 + 2.5) - 0.5)),
-    "orpo": 1.5 + 0.1 * sp(-(odds(-1.5) - odds(-2.5))),
-    "cpo": sp(-0.1 * 10) + 1.5,
-}
+@pytest.mark.parametrize(
+    "flags, expected",
+    [
+        (["nowhere"], "nowhere is no folder; name a run folder"),
+        (["run/empty"], "run/empty holds no run: no metrics.jsonl; name a run folder of dpo/train.py"),
+        (["run", "--port", 80], "--port is of --watch"),
+        (["run", "--watch", "--port", 70000], "--port is 70000"),
+        (["run", "--watch", "--out", "x.html"], "--watch writes no file"),
+        (["run", "--out", "."], "is a folder; name a file"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(run, flags, expected, monkeypatch):
+    monkeypatch.chdir(run.parent)
+    (run / "empty").mkdir()
+    with pytest.raises(UserError) as caught:
+        command(*flags)
+    assert expected in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.fixture(scope="module")
-def panels() -> dict[str, list[tuple[list[float], list[float]]]]:
-    """The curves of each panel, as they stand in the figure; in a panel of pulls the rejected answer's come first."""
-    return {
-        axes.get_gid(): [(line.get_xdata().tolist(), line.get_ydata().tolist()) for line in axes.lines[: 2 - one]]
-        for axes in sheet().axes
-        for one in [axes.get_gid().endswith("-loss")]
-    }
+def test_a_page_that_cannot_be_made_leaves_the_old_one(run):
+    command(run)
+    before = (run / "report.html").read_bytes()
+    (run / "metrics.jsonl").write_text("damaged\n")
+    with pytest.raises(UserError, match="line 1"):
+        command(run)
+    assert (run / "report.html").read_bytes() == before
 
 
-def test_the_sheet_has_one_panel_for_each_loss(panels):
-    assert list(panels) == [f"{name}-{what}" for name in LOSSES for what in ("loss", "pulls")]
+# at the end of a training
 
 
-@pytest.mark.parametrize("name", LOSSES)
-def test_a_curve_is_the_loss_by_hand_at_a_margin_of_10(name):
-    loss, chosen, rejected = curve(name, torch.tensor([10.0]))
-    assert loss.item() == pytest.approx(AT_10[name], rel=1e-9)
+def test_a_run_ends_well_without_matplotlib_and_says_what_to_install(toy, tmp_path):
+    (tmp_path / "matplotlib.py").write_text("raise ModuleNotFoundError('No module', name='matplotlib')")
+    flags = [
+        "--init",
+        toy / "model",
+        "--pairs",
+        toy / "pairs.jsonl",
+        "--steps",
+        2,
+        "--eval-every",
+        0,
+        "--out",
+        tmp_path / "run",
+    ]
+    done = call(ROOT / "dpo/train.py", *flags, PYTHONPATH=str(tmp_path))
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("report")]
+    assert "pip install matplotlib" in line and done.stdout.splitlines()[-1].startswith("done")
+    assert not (tmp_path / "run/report.html").exists() and (tmp_path / "run/model/config.json").exists()
+    # what is missing is made later, from what the run left
+    command(tmp_path / "run")
+    found = Taken((tmp_path / "run/report.html").read_text())
+    assert "2 steps of 64 pairs" in found.text and "Where training acted" in found.text
 
 
-@pytest.mark.parametrize("name", LOSSES)
-def test_what_is_drawn_is_the_curve_and_reaches_over_the_start(name, panels):
-    ((x, y),) = panels[f"{name}-loss"]
-    (at, of_rejected), (_, of_chosen) = panels[f"{name}-pulls"]
-    assert x == at and (x[0], x[-1]) == pytest.approx(reach(name)) and x[0] < 0 < x[-1]
-    some = slice(None, None, 20)
-    for values, expected in zip((y, of_chosen, of_rejected), curve(name, torch.tensor(x, dtype=torch.float64)[some])):
-        assert values[some] == expected.tolist()
+def test_whatever_goes_wrong_in_drawing_a_finished_run_stays_finished(run, monkeypatch):
+    monkeypatch.setattr(report, "write_page", lambda paths, out: 1 / 0)
+    said = report.write_report(RunFolder(run))
+    assert said.startswith("none: ZeroDivisionError") and f"python dpo/report.py {run}" in said and "\n" not in said
 
 
-@pytest.mark.parametrize("name", sorted(set(LOSSES) - {"kto"}))
-def test_a_pull_is_minus_the_slope_of_the_loss_when_one_answer_moves(name):
-    step, margin = 1e-4, 0.3 * reach(name)[1]
-    _, *pulls = curve(name, torch.tensor([margin]))
-    scores, moved = at_margin(margin, name), torch.zeros(5 if name in COUPLED else 1, dtype=torch.float64)
-    moved[0] = step
-    for answer, pull in zip(("chosen", "rejected"), pulls):
-        by = [scores._replace(**{answer: getattr(scores, answer) + sign * moved}) for sign in (1, -1)]
-        up, down = (float(LOSSES[name](one).sum()) for one in by)
-        assert -(up - down) / (2 * step) == pytest.approx(float(pull), rel=1e-4, abs=1e-9)
+# --watch
 
 
-def test_no_gradient_passes_what_stands_for_the_divergence_in_kto():
-    _, chosen, rejected = curve("kto", torch.tensor([10.0]))
-    of_chosen, of_rejected = 0.1 * (0 - 5), 0.1 * (-5 - 1)
-    assert float(chosen) == pytest.approx(0.1 / 2 * sigmoid(of_chosen) * sigmoid(-of_chosen))
-    assert float(rejected) == pytest.approx(-0.1 / 2 * sigmoid(of_rejected) * sigmoid(-of_rejected))
+@pytest.fixture
+def served(run, monkeypatch):
+    """(port, folder) of a page that is served in this process, and drawn as often as its run changes."""
+    monkeypatch.setattr(serve, "SHARE", 0)
+    with serve.watch([run], 0) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server.server_address[1], run
+        server.shutdown()
+        thread.join()
 
 
-def texts(file: Path) -> list[str]:
-    return ["".join(element.itertext()) for element in ElementTree.parse(file).iter(f"{SVG}text")]
+def get(port: int, path: str = "/", method: str = "GET", **headers) -> tuple[int, dict, str]:
+    """(status, headers, body) of a request to the server; host= is sent as Host."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.request(method, path, headers={name.replace("_", "-"): value for name, value in headers.items()})
+    reply = connection.getresponse()
+    found = reply.status, dict(reply.getheaders()), reply.read().decode()
+    connection.close()
+    return found
 
 
-def test_the_picture_in_the_readme_is_the_one_that_the_command_draws_and_small(tmp_path):
-    committed, drawn = ROOT / "docs/losses.svg", tmp_path / "losses.svg"
-    call(ROOT / "dpo/report.py", "losses", "--out", drawn)
-    assert committed.stat().st_size < 150_000
-    assert "(docs/losses.svg)" in (ROOT / "README.md").read_text(encoding="utf-8")
-    assert texts(committed) == texts(drawn)
-    # the curves, to a rounded hundredth of a point: letters and numbers of ids follow from what is drawn alone
-    old, new = (re.findall(r"[ML] ([\d.]+) ([\d.]+)", file.read_text(encoding="utf-8")) for file in (committed, drawn))
-    assert len(old) == len(new) > 1000
-    assert all(abs(float(a) - float(b)) < 0.05 for one, other in zip(old, new) for a, b in zip(one, other))
+def test_the_page_is_served_with_the_one_script_that_its_policy_names(served):
+    port, run = served
+    status, headers, body = get(port)
+    page = Taken(body)
+    assert status == 200 and page.of("svg") and len(page.of("script")) == 1
+    (policy,) = page.of("meta", **{"http-equiv": "Content-Security-Policy"})
+    assert re.search(r"script-src 'sha256-[\w+/=]+'; connect-src 'self'$", policy["content"])
+    assert headers["Cache-Control"] == "no-store" and headers["X-Content-Type-Options"] == "nosniff"
+    assert get(port, If_None_Match=headers["ETag"])[0] == 304
 
 
-@pytest.mark.parametrize("name", LOSSES)
-def test_the_picture_names_each_loss_with_its_keywords(name):
-    found = texts(ROOT / "docs/losses.svg")
-    values = ", ".join(f"{value:g}" for value in own_keywords(name).values())
-    assert not values or re.sub(r"\w+ ", "", found[found.index(name) + 1]) == values
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:{}", "127.0.0.1", "127.0.0.1:1", ""])
+def test_a_request_by_another_name_is_refused_as_dns_rebinding_makes_it(served, host):
+    port, _ = served
+    status, _, body = get(port, Host=host.format(port))
+    assert status == 403 and "svg" not in body
 
 
-@pytest.mark.parametrize("ending, begins", [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("SVG", b"<?xml")])
-def test_the_ending_of_the_file_says_what_kind_it_is(ending, begins, tmp_path, capsys):
-    file = tmp_path / f"new/losses.{ending}"
-    report.losses(report.LossesFlags(out=str(file)))
-    assert file.read_bytes().startswith(begins) and str(file) in capsys.readouterr().out
+@pytest.mark.parametrize("path", ["/run.json", "/../run.json", "/metrics.jsonl", "/?x"])
+def test_nothing_but_the_page_is_served(served, path):
+    assert get(served[0], path)[0] == 404
+    assert get(served[0], method="POST")[0] == 501
 
 
-def test_a_file_of_another_kind_is_refused(tmp_path):
-    with pytest.raises(UserError, match="must end in .svg, .pdf or .png"):
-        report.losses(report.LossesFlags(out=str(tmp_path / "losses.jpeg")))
+def test_it_listens_on_loopback_alone_and_a_port_that_is_taken_is_one_line(served, run):
+    port, _ = served
+    with pytest.raises(UserError, match=f"--port {port}"):
+        serve.watch([run], port)
+    with socket.socket() as other:  # of this machine too, but not loopback's first address
+        other.settimeout(5)
+        assert other.connect_ex(("127.0.0.2", port)) != 0
 
 
-def test_without_matplotlib_the_error_says_what_to_install(monkeypatch, tmp_path):
-    monkeypatch.delitem(sys.modules, "dpo.loss_sheet")
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(UserError, match="pip install matplotlib"):
-        report.losses(report.LossesFlags(out=str(tmp_path / "losses.svg")))
-    assert not list(tmp_path.iterdir())
+def test_the_page_is_drawn_anew_when_the_run_has_written_something_and_not_before(run, monkeypatch):
+    drawn = []
+    live = serve.Live(lambda: drawn.append(0) or f"{len(drawn)}", lambda: serve.stamp_of([run]))
+    monkeypatch.setattr(serve, "SHARE", 0)
+    assert [live.now(), live.now()] == [b"1", b"1"]
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write(json.dumps(dpo_lines()[-1]) + "\n")
+    assert live.now() == b"2"
+    (run / "evaluation.json").unlink()
+    assert [live.now(), live.now()] == [b"3", b"3"]
+
+
+def test_drawing_takes_but_a_part_of_the_time(run, monkeypatch):
+    clock = iter(range(0, 1000, 1))
+    monkeypatch.setattr(serve.time, "monotonic", lambda: next(clock))
+    stamps = iter(range(100))
+    drawn = []
+    live = serve.Live(lambda: drawn.append(0) or "x", lambda: next(stamps))
+    for _ in range(40):
+        live.now()
+    assert 2 <= len(drawn) <= 8  # each took a second or two, of 40 that went by
+
+
+def test_what_cannot_be_read_is_said_on_the_page_and_watched_on(served):
+    port, run = served
+    good = (run / "metrics.jsonl").read_text()
+    (run / "metrics.jsonl").write_text("<b>damaged</b>\n")
+    body = get(port)[2]
+    assert "&lt;b&gt;damaged" in body and "line 1" in body and not Taken(body).of("svg")
+    (run / "metrics.jsonl").write_text(good)
+    assert Taken(get(port)[2]).of("svg")
+
+
+def test_the_command_serves_a_run_that_has_not_begun_and_ends_with_ctrl_c_in_one_line(tmp_path):
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(words(ROOT / "dpo/report.py", tmp_path, "--watch"), env=ENVIRONMENT, text=True, **pipes)
+    try:
+        line = process.stdout.readline()
+        port = int(re.fullmatch(r"http://127\.0\.0\.1:(\d+)/ shows it until Ctrl\+C\n", line)[1])
+        assert "no run: no metrics.jsonl" in get(port)[2]
+        process.send_signal(signal.SIGINT)
+        out, errors = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert out == "" and errors.count("\n") == 1 and "Ctrl+C" in errors and process.returncode == 130

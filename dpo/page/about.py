@@ -1,0 +1,49 @@
+"""What was run: in a paragraph, and in full."""
+
+from dpo.page.markup import Html, tag
+from dpo.page.reading import Run, figure, part
+
+
+def paragraph(run: Run) -> Html:
+    """What was run, in words."""
+    flags, settings = part(run.record, "flags"), part(run.record, "settings")
+    done, planned = run.steps
+    begun = done < planned
+    pieces = [f"{done:,} of {planned:,} steps" if begun else f"{done:,} steps"]
+    pieces += [f" of {flags.get('batch')} pairs" * ("batch" in flags), ", not finished yet," * begun, " with "]
+    pieces.append(tag("code", str(settings.get("loss") or flags.get("loss") or "an unknown loss")))
+    pieces += [", from ", tag("code", str(flags.get("init") or "data/tiny")), ", on "]
+    pieces.append(tag("code", str(flags["pairs"])) if flags.get("pairs") else "the embedded set")
+    if flags.get("reference"):
+        pieces += [", against ", tag("code", str(flags["reference"]))]
+    pieces.append("; ")
+    if flags.get("lora"):
+        pieces.append(f"adapters of rank {flags['lora']}, ")
+    if (rate := figure(settings, "lr")) is not None:
+        pieces.append(f"peak rate {rate:g}, ")
+    if isinstance(count := run.record.get("processes"), int):
+        pieces.append(f"{count} process{'es' * (count > 1)}{' (FSDP2)' * bool(flags.get('shard'))}, ")
+    pieces.append(f"{settings.get('precision', 'unknown precision')}, seed {flags.get('seed', 'unknown')}.")
+    if held_out := run.metrics.curve("pairs", "held-out")[1]:
+        pieces.append(f" {int(held_out[-1]):,} pairs were held out.")
+    return tag("p", *pieces, class_="lead")
+
+
+def in_full(run: Run) -> Html:
+    """Every flag, what it was resolved to, versions and hashes."""
+    tables = []
+    for name, title in (("flags", "Flags"), ("settings", "What they came to"), ("versions", "Versions")):
+        given = part(run.record, name)
+        rows = [tag("tr", tag("th", key), tag("td", tag("code", said(value)))) for key, value in given.items()]
+        if rows:
+            tables.append(tag("div", tag("h3", title), tag("table", *rows, class_="facts")))
+    return tag(
+        "details", tag("summary", "Flags, versions, hashes"), tag("div", *tables, class_="columns"), id="in-full"
+    )
+
+
+def said(value) -> str:
+    """A flag or a setting; a dash for one that is not set."""
+    if value is None or value == "":
+        return "\N{EN DASH}"
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,148 @@
+"""Which charts a report has: of which metrics, how each is to be read, and which signs of trouble it can show."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from dpo.page import signs
+from dpo.page.reading import Metrics, Run
+
+TERMS = 8  # colours of terms of a loss, those of runs
+Sign = Callable[[Metrics], str]  # what is wrong, in a sentence; "" where nothing is
+
+
+class Line(NamedTuple):
+    """A metric as a curve of a chart."""
+
+    metric: str
+    label: str = ""
+    color: str = "ink"
+    noisy: bool = True  # whether its mean over some steps says more than each of them
+    thin: bool = False  # where several runs are drawn, whose colours tell the runs apart
+
+
+class Chart(NamedTuple):
+    """name: its id. reading: how to read it. warning: what trouble looks like; `signs` look for it."""
+
+    name: str
+    title: str
+    lines: tuple[Line, ...]
+    reading: str
+    warning: str = ""
+    signs: tuple[Sign, ...] = ()
+    level: float | None = None  # a line to compare with
+    note: str = ""  # what it says beside that line
+
+
+CHOSEN, REJECTED = "chosen", "rejected"
+
+
+def _both(metric: str) -> tuple[Line, ...]:
+    return Line(f"{metric}/chosen", "chosen", CHOSEN), Line(f"{metric}/rejected", "rejected", REJECTED, thin=True)
+
+
+CHARTS = (
+    Chart(
+        "loss",
+        "Loss",
+        (Line("loss"),),
+        "It falls from where it began. DPO's own begins at ln 2 = 0.693, where both answers of a pair have gained as much.",
+        "It stays at ln 2: nothing is learned. Or it rises on held-out pairs while it falls in training: pairs are learned "
+        "by heart.",
+        (signs.stuck, signs.by_heart),
+        signs.LN_2,
+        "ln 2",
+    ),
+    Chart(
+        "rewards",
+        "Rewards, nats × beta",
+        _both("rewards"),
+        "How much likelier an answer became than it was to the reference. The loss sees only the gap between the two.",
+        "Both fall, the rejected one faster: the gap grows while good answers are unlearned. A term of likelihood "
+        "(+ 0.2*sft), a higher beta or a lower rate holds them.",
+        (signs.collapsing,),
+        0.0,
+    ),
+    Chart(
+        "margins",
+        "Margin",
+        (Line("rewards/margins"),),
+        "The gap: the chosen reward less the rejected one. It grows from 0.",
+        "It goes on growing for long after accuracy has reached its end: the policy only moves further from the reference.",
+        (signs.racing,),
+        0.0,
+    ),
+    Chart(
+        "accuracy",
+        "Accuracy",
+        (Line("rewards/accuracies"),),
+        "Of all pairs, how many have the larger reward at the chosen answer; before the first update one half, all being ties.",
+        "It is below one half: pairs are ranked the wrong way round, or their sides were swapped.",
+        (signs.below_chance,),
+        0.5,
+        "chance",
+    ),
+    Chart(
+        "logps",
+        "log π of an answer, nats",
+        _both("logps"),
+        "How likely the policy itself finds the answers, end-of-text included. In training it jumps with the answers of each "
+        "step; held-out pairs are the same every time. That the chosen one falls a little is usual with DPO.",
+        "The chosen answers become much less likely than they were: probability went to answers that nobody compared.",
+        (signs.collapsing,),
+    ),
+    Chart(
+        "length",
+        "Length in the data, tokens",
+        _both("length"),
+        "Of the pairs, not of what the model writes. Sums of log-probabilities reward length where one side is longer.",
+        "Chosen answers are much longer or shorter than rejected ones: length is then learned before anything else.",
+        (signs.lengths_differ,),
+    ),
+    Chart(
+        "grad-norm",
+        "Norm of the gradient",
+        (Line("grad_norm"),),
+        "Before clipping. It is largest early and shrinks as pairs are told apart.",
+        "It grows tenfold and stays there, or spikes: the rate is too high, or some pairs are broken.",
+        (signs.exploding,),
+    ),
+    Chart(
+        "rate",
+        "Learning rate",
+        (Line("learning_rate", noisy=False),),
+        "It rises over the warm-up, then half a cosine takes it down to 0. Where it ends above, the run was stopped, or goes on.",
+    ),
+    Chart(
+        "speed",
+        "Pairs a second",
+        (Line("pairs_per_second"),),
+        "Of all processes together, evaluations and checkpoints left out.",
+        "It falls to half and stays there: the machine has other work, or is too hot.",
+        (signs.slowing,),
+    ),
+)
+
+
+def charts_of(metrics: list[Metrics]) -> list[Chart]:
+    """The charts of which some of these runs have a curve; behind the loss its terms, where it is a sum."""
+    there = {name for one in metrics for name in one.names()}
+    found = [one._replace(lines=tuple(line for line in one.lines if line.metric in there)) for one in CHARTS]
+    found = [one for one in found if one.lines]
+    terms = sorted(name for name in there if name.startswith("loss/"))
+    if terms and len(metrics) == 1:
+        lines = tuple(
+            Line(name, name.removeprefix("loss/"), f"run-{place % TERMS}") for place, name in enumerate(terms)
+        )
+        reading = "Each before its weight. Where one falls while another rises, the weights decide between them."
+        found.insert(1, Chart("terms", "Terms of the loss", lines, reading, level=signs.LN_2, note="ln 2"))
+    return found
+
+
+def signs_of(run: Run) -> dict[str, list[str]]:
+    """Of each sign of trouble that there is the sentence, and where it is seen: {"sentence": ["rewards", "logps"]}."""
+    found = {sentence: ["answers"] for sign in signs.OF_ANSWERS if (sentence := sign(run.samples))}
+    for chart in charts_of([run.metrics]):
+        for sign in chart.signs:
+            if sentence := sign(run.metrics):
+                found.setdefault(sentence, []).append(chart.name)
+    return found

@@ -1,0 +1,184 @@
+"""The report in a real browser: no errors, nothing that runs, filters, colours by day and night, and a page that follows its run.
+
+It needs Debian's `chromium` (or another Chromium on the PATH) and `playwright`, which drives it; without them it is skipped.
+"""
+
+import json
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("matplotlib")
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright, which drives a browser, is not installed")
+
+from dpo.page import serve
+from dpo.page.charts import CHARTS
+from dpo.page.page import page_of
+from tests.pages import SAMPLES, dpo_lines, make_run, pair, sample
+from tests.test_page import HOSTILE
+
+QUIET = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update "
+    "--disable-sync"
+).split()
+WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A Chromium without a window, with a profile of its own."""
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not path:
+        pytest.skip("no chromium on the PATH (Debian: apt install chromium)")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=path, args=QUIET)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def opened(browser):
+    """A function that opens an address: the page, and what it said on its console or asked of a network."""
+    contexts = []
+
+    def open_page(address: str, viewport: dict = WIDE, scheme: str = "light", scripts: bool = True):
+        context = browser.new_context(viewport=viewport, color_scheme=scheme, java_script_enabled=scripts)
+        contexts.append(context)
+        page, heard = context.new_page(), []
+        page.on("console", lambda message: heard.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: heard.append(f"error: {error}"))
+        page.on("dialog", lambda dialog: heard.append(f"dialog: {dialog.message}") or dialog.dismiss())
+        page.on("request", lambda request: None if request.url == address else heard.append(f"request: {request.url}"))
+        page.goto(address)
+        return page, heard
+
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+def written(folder: Path) -> str:
+    """The address of the run's report, once it is written."""
+    (folder / "report.html").write_text(page_of([folder]), encoding="utf-8")
+    return (folder / "report.html").as_uri()
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory) -> str:
+    many = [sample("a b", f"answer {number}", f"Prompt {number}.") for number in range(60)]
+    pairs = [pair(margin / 10 - 0.5) for margin in range(30)]
+    lines = [line | {"loss/dpo": line["loss"], "loss/sft": 0.4} for line in dpo_lines(fall=lambda part: -0.3 * part)]
+    return written(make_run(tmp_path_factory.mktemp("browser") / "run", lines, SAMPLES + many, pairs))
+
+
+def visible(page, selector: str) -> int:
+    return sum(found.is_visible() for found in page.locator(selector).all())
+
+
+@pytest.mark.parametrize("viewport", [WIDE, NARROW], ids=["wide", "narrow"])
+def test_a_page_opens_without_a_word_and_shows_every_chart_within_its_width(opened, address, viewport):
+    page, heard = opened(address, viewport)
+    for name in [chart.name for chart in CHARTS] + ["terms", "spread"]:
+        box = page.locator(f"#{name} svg").bounding_box()
+        assert box["width"] > 250 and box["height"] > 130, name
+        curves = page.locator(f"#{name} svg path").evaluate_all(
+            "all => all.filter(one => one.getBoundingClientRect().width > 100)"
+        )
+        assert curves or name == "spread", name
+    assert page.evaluate("document.documentElement.scrollWidth") == viewport["width"]
+    assert heard == []
+
+
+def test_colours_follow_day_and_night(opened, address):
+    found = []
+    for scheme in ("light", "dark"):
+        page, heard = opened(address, scheme=scheme)
+        color = "one => getComputedStyle(one)"
+        ground = page.locator("body").evaluate(f"{color}.backgroundColor")
+        line = page.locator("#rewards svg path.chosen[stroke=currentColor]").first.evaluate(f"{color}.stroke")
+        letters = page.locator("#rewards svg text").first.evaluate(f"{color}.fill")
+        found.append((ground, line, letters))
+        assert heard == []
+    assert all(day != night for day, night in zip(*found))
+    assert found[0][1] == "rgb(11, 102, 194)"
+
+
+def test_each_choice_shows_its_answers_and_no_others_without_any_script(opened, address):
+    page, heard = opened(address, scripts=False)
+    assert visible(page, ".answers article") == 30  # of 64
+    for choice, count in (("changed", 30), ("worse", 2), ("longer", 3), ("all", 30)):
+        page.locator(f"label[for=only-{choice}]").click()
+        assert visible(page, ".answers article") == count, choice
+        if choice != "all":
+            assert visible(page, f".answers article.{choice}") == count
+    page.locator("label[for=whole]").click()
+    assert visible(page, ".answers article") == 64
+    page.locator("label[for=only-changed]").click()
+    assert visible(page, ".answers article") == 63 and heard == []
+
+
+def test_a_token_shows_its_numbers_when_it_is_tapped(opened, address):
+    page, _ = opened(address, NARROW)
+    token = page.locator(".tokens .side .token").nth(1)
+    after = "one => getComputedStyle(one, '::after').content"
+    assert token.evaluate(after) == "none"
+    token.click()
+    assert "+1.00" in token.evaluate(after)
+    assert page.evaluate("document.documentElement.scrollWidth") == NARROW["width"]
+
+
+def test_a_hostile_answer_stays_text(opened, tmp_path):
+    samples = [sample("5", hostile, hostile) for hostile in HOSTILE]
+    lines = [line | {f"loss/{hostile}": 0.5 for hostile in HOSTILE} for line in dpo_lines()]
+    folder = make_run(tmp_path / "hostile", lines, samples, [pair(1.0, [hostile, hostile]) for hostile in HOSTILE])
+    page, heard = opened(written(folder))
+    page.wait_for_timeout(300)
+    assert page.evaluate("window.hacked") is None and heard == []
+    assert page.locator("script, img, iframe, object").count() == 0 and page.locator("h1").all_inner_texts() == [
+        "hostile"
+    ]
+    assert page.locator(".answers article").count() == len(HOSTILE)
+    shown = page.locator(".answers .side:last-child p")
+    assert shown.nth(0).text_content() == HOSTILE[0]
+    assert shown.nth(5).text_content() == r"abc \u202edcba\u202c \u2066x\u2069"
+    assert shown.nth(5).evaluate("one => getComputedStyle(one).unicodeBidi") == "isolate"
+
+
+def test_what_came_past_the_first_wall_would_stop_at_the_second(opened, tmp_path):
+    folder = make_run(tmp_path / "run")
+    address = written(folder)
+    page = (folder / "report.html").read_text()
+    attack = "<script>window.hacked = 1</script><img src='https://example.org/x'><p style='color: red' onclick='x()'>"
+    (folder / "report.html").write_text(page.replace("</main>", f"{attack}</main>"))
+    page, heard = opened(address)
+    page.wait_for_timeout(300)
+    assert page.evaluate("window.hacked") is None
+    assert sum("Content Security Policy" in line for line in heard) >= 3  # the script, the picture, the style
+
+
+def test_a_watched_page_follows_its_run_and_keeps_what_the_reader_chose(opened, tmp_path, monkeypatch):
+    monkeypatch.setattr(serve, "SHARE", 0)
+    folder = make_run(tmp_path / "live", dpo_lines()[:30])
+    with serve.watch([folder], 0) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            page, heard = opened(f"http://127.0.0.1:{server.server_address[1]}/")
+            page.locator("label[for=only-worse]").click()
+            page.locator("#in-full summary").click()
+            page.evaluate("document.documentElement.style.scrollBehavior = 'auto'; scrollTo(0, 900)")
+            assert "28 of 60 steps" in page.locator(".lead").inner_text()
+            with open(folder / "metrics.jsonl", "a") as file:
+                file.writelines(json.dumps(line) + "\n" for line in dpo_lines()[30:])
+            playwright.expect(page.locator(".lead")).to_contain_text("60 steps of 8", timeout=15_000)
+            assert page.locator("#only-worse").is_checked() and visible(page, ".answers article") == 2
+            assert page.locator("#in-full").get_attribute("open") is not None
+            assert page.evaluate("scrollY") == 900 and page.locator("#live").inner_text() == "watching"
+            assert heard == []
+        finally:
+            server.shutdown()
+            thread.join()
+    playwright.expect(page.locator("#live")).to_have_class("gone", timeout=15_000)

@@ -1,0 +1,208 @@
+"""dpo/page/signs.py: each sign on a curve that was made to show it and on those that do not, and on runs that were spoiled."""
+
+import json
+import math
+from dataclasses import replace
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data.pairs import write_rows
+from data.rules import preference_rows
+from dpo.compare import signals_as_before
+from dpo.page import signs
+from dpo.page.reading import Metrics, Sample, read_run
+from dpo.train import Flags
+from dpo.train import main as train
+from tests.pages import LN_2, dpo_lines
+
+CURVES = [signs.stuck, signs.by_heart, signs.collapsing, signs.racing, signs.below_chance, signs.lengths_differ]
+CURVES += [signs.exploding, signs.slowing]
+
+
+def seen(lines: list[dict]) -> set[str]:
+    """The names of the signs that these lines show."""
+    return {sign.__name__ for sign in CURVES if sign(Metrics(lines))}
+
+
+def with_values(lines: list[dict], **changed) -> list[dict]:
+    """The lines with metrics (of which / is written __) set by functions of the line, where they have them."""
+    named = {name.replace("__", "/"): make for name, make in changed.items()}
+    return [line | {name: make(line) for name, make in named.items() if name in line} for line in lines]
+
+
+def test_a_run_that_went_well_shows_none():
+    assert seen(dpo_lines()) == set()
+
+
+def test_too_few_steps_say_nothing():
+    assert seen(dpo_lines(steps=8, every=100)[1:]) == set()
+
+
+def noisy(level: float, spread: float):
+    rng = Random(0)
+    return lambda line: level + rng.uniform(-spread, spread)
+
+
+SHOWN = {
+    "stuck": with_values(dpo_lines(), loss=lambda line: LN_2 - 1e-4 * (line["step"] > 1)),
+    "by_heart": with_values(
+        dpo_lines(), loss=lambda line: {0: 0.69, 20: 0.5, 40: 0.55, 60: 0.7}[line["step"]]
+        if line["split"] == "held-out" else 0.7 - line["step"] / 100,
+    ),
+    "collapsing": dpo_lines(fall=lambda part: -0.3 * part),
+    "racing": with_values(dpo_lines(), rewards__margins=lambda line: line["step"] / 15),
+    "below_chance": with_values(dpo_lines(), rewards__accuracies=noisy(0.3, 0.02)),
+    "lengths_differ": with_values(dpo_lines(), length__chosen=noisy(15, 1)),
+    "exploding": with_values(dpo_lines(), grad_norm=lambda line: math.exp(line["step"] / 15)),
+    "slowing": with_values(dpo_lines(), pairs_per_second=lambda line: 100 if line["step"] < 30 else 40),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_a_curve_that_was_made_to_show_a_sign_shows_that_one_alone(name):
+    assert seen(SHOWN[name]) == {name}
+
+
+@pytest.mark.parametrize("name", ["stuck", "collapsing", "below_chance"])
+def test_without_held_out_pairs_the_training_is_looked_at(name):
+    assert name in seen([line for line in SHOWN[name] if line["split"] == "train"])
+
+
+def test_while_the_rate_still_rises_a_loss_at_ln_2_says_nothing():
+    warming = with_values(SHOWN["stuck"], learning_rate=lambda line: line["step"] * 1e-6)
+    assert "stuck" not in seen(warming)
+    assert "stuck" in seen(with_values(warming, learning_rate=lambda line: 0.0))
+
+
+def test_a_loss_that_does_not_begin_at_ln_2_is_not_stuck_there_but_its_term_may_be():
+    lines = with_values(dpo_lines(), loss=lambda line: 1.5)
+    assert "stuck" not in seen(lines)
+    lines = [line | {"loss/dpo": LN_2, "loss/sft": 0.8} for line in lines]
+    assert "loss/dpo" in signs.stuck(Metrics(lines))
+
+
+def test_a_chosen_reward_that_falls_by_less_than_a_nat_or_a_twentieth_is_no_collapse():
+    assert "collapsing" not in seen(dpo_lines(fall=lambda part: -0.09 * part))  # 0.9 nats of 10
+    long = with_values(
+        dpo_lines(fall=lambda part: -0.3 * part), logps__chosen=lambda line: -300 + 10 * line["rewards/chosen"]
+    )
+    assert "collapsing" not in seen(long)  # 3 nats of 300
+
+
+def test_an_accuracy_below_one_half_that_chance_explains_is_none():
+    assert "below_chance" not in seen(with_values(dpo_lines(), rewards__accuracies=lambda line: 0.45))  # of 100 pairs
+
+
+@given(
+    st.lists(
+        st.fixed_dictionaries(
+            {"step": st.integers(-5, 10**25), "split": st.sampled_from(["train", "held-out", "other"])},
+            optional={
+                name: st.one_of(st.floats(), st.integers(), st.none(), st.text(max_size=2), st.booleans())
+                for name in (
+                    "loss",
+                    "loss/x",
+                    "rewards/margins",
+                    "rewards/chosen",
+                    "logps/chosen",
+                    "pairs",
+                    "grad_norm",
+                )
+            },
+        ),
+        max_size=60,
+    )
+)
+def test_whatever_stands_in_the_lines_a_sign_is_a_sentence_or_none(lines):
+    for sign in CURVES:
+        assert isinstance(sign(Metrics(lines)), str)
+
+
+# answers
+
+
+def answered(before: str, after: str, **told) -> Sample:
+    given = {
+        "stopped": (True, True),
+        "length": (len(before.split()), len(after.split())),
+        "correct": (None, None),
+    } | told
+    return Sample("prompt", before, after, **given)
+
+
+@pytest.mark.parametrize(
+    "text, loops",
+    [
+        ("a b c a b c a b c a b c", True),
+        ("!!!!!!!!", True),
+        ("you are welcome! you are welcome! you are welcome!", True),
+        ("the cat sat on the mat and the dog sat on the rug", False),
+        ("no no no", False),
+        ("", False),
+    ],
+)
+def test_an_answer_that_goes_round_in_circles(text, loops):
+    assert signs.is_looping(text) == loops
+
+
+def test_of_n_words_in_a_row_those_that_were_there_before_are_counted():
+    words = "one two three four one two three five".split()  # six runs of three, one of them again
+    assert not signs.is_looping(" ".join(words)) and signs.is_looping(" ".join(words[:7] + words[:4]))
+
+
+def test_signs_of_answers_compare_before_and_after():
+    loop = answered("fine", "a b c a b c a b c", stopped=(True, False))
+    quiet = [answered("fine", "fine")] * 9
+    assert not signs.repeating([*quiet, loop]) and "2 of 11" in signs.repeating([*quiet, loop, loop])
+    assert not signs.repeating([answered(loop.after, loop.after)] * 9)
+    assert "2 of 11" in signs.not_ending([*quiet, loop, loop]) and not signs.not_ending(quiet)
+    assert "longer: 1.0 tokens before, 9.0" in signs.drifting([loop]) and not signs.drifting(quiet)
+    assert "shorter" in signs.drifting([answered("one two three", "one")])
+
+
+def test_answers_became_wrong_only_where_a_coin_for_each_does_not_explain_it():
+    wrong, right = (answered("a", "b", correct=ends) for ends in ((True, False), (False, True)))
+    assert not signs.fewer_correct([wrong] * 6 + [right] * 3)  # 3 more, of 9: one standard error
+    assert "6 prompts became wrong, 0 right" in signs.fewer_correct([wrong] * 6)
+    assert not signs.fewer_correct([answered("a", "b")] * 20)
+
+
+@pytest.mark.parametrize("sign", signs.OF_ANSWERS)
+def test_without_answers_there_is_nothing_to_say(sign):
+    assert sign([]) == ""
+
+
+# real runs, spoiled on purpose
+
+
+@pytest.fixture(scope="module")
+def spoiled(tmp_path_factory):
+    """A function that trains the embedded model with flags that spoil it, and gives the signs that its curves show."""
+    folder = tmp_path_factory.mktemp("spoiled")
+    write_rows(folder / "pairs.jsonl", preference_rows(160))
+    usual = Flags(pairs=str(folder / "pairs.jsonl"), steps=24, batch=8, eval_every=8, save_minutes=0)
+
+    def run(name: str, **flags) -> set[str]:
+        with signals_as_before():
+            assert train(replace(usual, **flags, out=str(folder / name))) == 0
+        return seen(read_run(folder / name).metrics.lines)
+
+    return run
+
+
+@pytest.mark.slow
+def test_runs_that_were_spoiled_on_purpose_show_it_and_one_that_was_not_does_not(spoiled):
+    speed = {"slowing"}  # the machine may have other work
+    assert spoiled("well", loss="dpo + 1.0*sft", lr=1e-4) <= speed
+    assert spoiled("still", lr=1e-9) - speed == {"stuck"}
+    assert "collapsing" in spoiled("wild", lr=3e-3)
+    assert "below_chance" in spoiled("pit", loss="discopop", lr=1e-3)
+
+
+def test_lines_that_were_written_are_read_as_they_were(tmp_path):
+    lines = dpo_lines()
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert read_run(tmp_path).metrics.lines == lines
