@@ -155,7 +155,9 @@ online() {
 }
 
 run_tests() {
-    setup test
+    local extras=test
+    [ "${1:-}" != --all ] || extras=test,fabric,tensorboard,wandb
+    setup "$extras"
     "$python" -c 'import pytest, hypothesis, transformers, peft, ruff, mypy' 2>/dev/null || {
         echo "error: the active environment has torch but not the test extra; pip install -c constraints.txt -e '.[test]', or deactivate it" >&2
         exit 2

@@ -24,6 +24,7 @@ class Flags:
     """Write a run's report, or that of several runs, as one HTML file; or serve it while they go on.
 
     python dpo/report.py runs/NAME
+    python dpo/report.py runs/NAME --watch
     """
 
     runs: list = argument("run folders; a folder of dpo/compare.py or dpo/online.py stands for its runs", nargs="+")
