@@ -134,3 +134,47 @@ def test_every_command_can_be_given(said, flags_of):
         return
     if rest and rest[0] not in ("--help", "-h"):
         parse(*flags_of(name, rest))
+
+
+# README.ko.md, which says what README.md says
+
+
+def sections(name: str) -> list[str]:
+    """A page cut at its headings, of any level."""
+    return re.split(
+        r"^#+ .*$", FENCE.sub(lambda block: block[0].replace("\n#", "\n "), text_of(name)), flags=re.MULTILINE
+    )
+
+
+def blocks(text: str) -> list[str]:
+    """The fenced blocks, a command without the remark behind it."""
+    return [re.sub(r" +# .*", "", block) for _, block in FENCE.findall(text)]
+
+
+def code(text: str) -> list[str]:
+    return sorted(" ".join(span.split()) for span in re.findall(r"`([^`]+)`", FENCE.sub("", text)))
+
+
+def numbers(text: str) -> list[str]:
+    return sorted(re.findall(r"\d+(?:[.,]\d+)*", re.sub(r"`[^`]+`|\]\([^)]+\)", "", FENCE.sub("", text))))
+
+
+def targets(text: str) -> list[str]:
+    return sorted(re.sub(r"^#.*|README(\.ko)?\.md", "", target) for target in LINK.findall(FENCE.sub("", text)))
+
+
+def test_the_korean_readme_has_the_sections_commands_outputs_numbers_and_links_of_the_english_one():
+    english, korean = sections("README.md"), sections("README.ko.md")
+    assert len(english) == len(korean)
+    for number, (one, other) in enumerate(zip(english, korean)):
+        for part in (blocks, code, numbers, targets):
+            assert part(one) == part(other), f"section {number}: {' '.join(one.split())[:60]}"
+        assert one.count("\n|") == other.count("\n|")
+
+
+def test_a_number_or_command_that_was_changed_in_one_of_them_would_be_seen():
+    text = "It took 54 seconds, `--beta` 0.1:\n```sh\n./launch.sh   # so\n```\n[there](docs/map.md)\n"
+    assert blocks(text.replace("# so", "# 그렇게")) == blocks(text)
+    assert numbers(text) == ["0.1", "54"] and code(text) == ["--beta"] and targets(text) == ["docs/map.md"]
+    assert numbers(text.replace("54", "55")) != numbers(text)
+    assert blocks(text.replace("launch.sh", "launch.sh test")) != blocks(text)
