@@ -19,9 +19,8 @@ ORDER = {WORDS: 0, FIRST: 1, OWN: 2}  # of the groups; others follow as they com
 # What flags of these names take, in every command that says nothing else
 BY_NAME = {
     **dict.fromkeys(("init", "policy", "reference", "compare", "model", "judge"), "MODEL"),
-    **dict.fromkeys(("pairs", "replies", "text", "out", "readme", "picture", "json"), "FILE"),
-    **dict.fromkeys(("address", "judge_address"), "URL"),
-    **{"loss": "LOSS", "losses": "LOSSES", "criterion": "NAME", "against": "FILE"},
+    **dict.fromkeys(("pairs", "replies", "text", "out", "page", "picture", "json"), "FILE"),
+    **{"address": "URL", "loss": "LOSS", "losses": "LOSSES", "criterion": "NAME", "against": "FILE"},
 }
 EXAMPLES = ("python ", "torchrun ", "./launch.sh ")  # how a line of a docstring begins that is one
 
