@@ -70,7 +70,7 @@ def check(flags: Check) -> None:
         lines = findings(census, dropped, flags.held_out, max_length)
         if figures:
             json.dump({line.name: line.figures | {"marks": line.marks} for line in lines}, figures, indent=2)
-        if picture:
+        if draw and picture:
             picture.write(draw(census.measured()[1], max_length, Path(flags.picture).suffix[1:].lower()))
     print(as_text(lines))
 

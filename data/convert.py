@@ -108,8 +108,9 @@ def _pairs(source: Source, found: Found, flags: Convert) -> Iterator[Pair]:
         for row, pair, why in checked(rows, source.name, None, format):
             found.rows, found.format, found.by = found.rows + 1, format.name, format.row
             bar.update(source.done(row) - bar.n)
-            if pair is None:
+            if why:
                 found.dropped.setdefault(why, Tally()).add(row.number)
+            if pair is None:
                 continue
             found.pairs, found.margins = found.pairs + 1, found.margins + (pair.margin is not None)
             found.pass_over(row.value, FORMATS[format.name].fields)
@@ -123,7 +124,7 @@ def _pairs(source: Source, found: Found, flags: Convert) -> Iterator[Pair]:
 
 def row_of(pair: Pair) -> dict:
     """The row that is read as this pair again."""
-    row = {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected}
+    row: dict = {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected}
     row |= {"margin": pair.margin, "family": pair.family, "group": pair.group, "output": pair.output}
     row = {name: value for name, value in row.items() if value is not None}
     is_doubtful = are_dialogues(pair.chosen) and fitting(row) != ["prompt"]

@@ -62,7 +62,8 @@ def decontaminate(flags: Decontaminate) -> None:
     check_files(flags.out, flags.file, *flags.against)
     hashed = Runs(flags.ngram)
     others = learned(flags.against, hashed)
-    prompts, marked, are_pairs, dropped = array("Q"), array("B"), array("B"), {}
+    prompts, marked, are_pairs = array("Q"), array("B"), array("B")
+    dropped: dict[str, Tally] = {}  # why -> rows
     met = Met(len(others.runs), flags.common)
     for _, pair in pairs(flags.file, "reading", dropped):
         are_pairs.append(pair is not None)
@@ -159,8 +160,10 @@ def learned(paths: list[str], hashed: Runs) -> Others:
 
 def shared(text: str, hashed: Runs, runs: np.ndarray, is_common: np.ndarray) -> str:
     """The first run of words in a text that is one of `runs` and not common, or ""."""
+    if not len(runs):
+        return ""
     at = places(runs, hashed.of(text))
-    telling = np.flatnonzero((at >= 0) & ~is_common[at]) if len(runs) else []
+    telling = np.flatnonzero((at >= 0) & ~is_common[at])
     return " ".join(text.split()[telling[0] : telling[0] + hashed.length]) if len(telling) else ""
 
 

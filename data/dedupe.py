@@ -41,7 +41,8 @@ class Dedupe:
 def dedupe(flags: Dedupe) -> None:
     check_files(flags.out, flags.file)
     numbers, prompts, whole_pairs, mirrored = (array("Q") for _ in range(4))
-    are_pairs, dropped = array("B"), {}  # of all rows; why -> rows
+    are_pairs = array("B")  # of all rows
+    dropped: dict[str, Tally] = {}  # why -> rows
     for row, pair in pairs(flags.file, "reading", dropped):
         are_pairs.append(pair is not None)
         if pair:
@@ -85,7 +86,9 @@ def keys(pair: Pair, near: bool) -> tuple[int, int, int]:
     if near:
         prompt, chosen = normalized_prompt(prompt), normalized(chosen)
         rejected = rejected if rejected is None else normalized(rejected)
-    return tuple(text_hash(repr(key)) for key in (prompt, (prompt, chosen, rejected), (prompt, rejected, chosen)))
+    compared = (prompt, (prompt, chosen, rejected), (prompt, rejected, chosen))
+    of_prompt, of_pair, mirrored = (text_hash(repr(key)) for key in compared)
+    return of_prompt, of_pair, mirrored
 
 
 def contradictory(whole_pairs: np.ndarray, mirrored: np.ndarray, kept: np.ndarray) -> np.ndarray:

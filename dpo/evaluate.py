@@ -95,8 +95,9 @@ def main(flags: Flags) -> int:
                     "policy, reference and pairs together ask for"
                 )
     file, context = flags.pairs or used.get("pairs", ""), min(policy.config.n_positions, reference.config.n_positions)
-    length, counted = used.get("max_length") or context, {}
+    length = used.get("max_length") or context
     if scoring:
+        counted: dict[str, list[int]] = {}
         examples, _ = open_examples(file, tokenizer, length, 0, None, counted)
         with join(flags.device) as world:
             score(policy, reference, examples, loss, world, flags.out)
@@ -185,7 +186,7 @@ def compare(
         name: answer(model.to(world.device), tokenizer, chosen, flags.max_new, f"answers {name}")
         for name, model in (("before", reference), ("after", policy))
     }
-    report = {name: margins[name] | rates(chosen, given) for name, given in answers.items()}
+    report: dict = {name: margins[name] | rates(chosen, given) for name, given in answers.items()}
     report["difference"] = differences(chosen, answers["before"], answers["after"])
     report["loss"] = str(loss)
     return report, chosen, answers

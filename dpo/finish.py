@@ -4,8 +4,6 @@ The model comes first, since a run that has one is finished: whatever fails behi
 dpo/evaluate.py and dpo/report.py.
 """
 
-from torch import nn
-
 from data.pairs import write_rows
 from dpo.by_token import by_token
 from dpo.job import Job
@@ -16,12 +14,11 @@ from dpo.resume import export
 from dpo.run_folder import RunFolder
 from dpo.step import Plan
 from gpt.device import peak_memory
+from gpt.model import GPT
 from gpt.parallel import on_main, say
 
 
-def finish(
-    job: Job, settings: dict, folder: RunFolder, policy: nn.Module, held_out: Reference | Moving, plan: Plan
-) -> None:
+def finish(job: Job, settings: dict, folder: RunFolder, policy: GPT, held_out: Reference | Moving, plan: Plan) -> None:
     """Leave what a run leaves, and say so. held_out: what the reference says of the held-out pairs. All processes take part."""
     world = plan.way.world
     export(job, settings, folder, policy, world)

@@ -42,8 +42,8 @@ def main(flags: Flags) -> None:
             raise
         raise UserError("matplotlib, which draws, is not installed; pip install matplotlib") from None
     # letters stay letters: a smaller file, in whose text one can search. The same losses give the same bytes
-    style = {"svg.fonttype": "none", "svg.hashsalt": "losses"}
-    style["font.sans-serif"] = ["DejaVu Sans", "Helvetica", "Arial", "sans-serif"]
+    fonts = ["DejaVu Sans", "Helvetica", "Arial", "sans-serif"]
+    style = {"svg.fonttype": "none", "svg.hashsalt": "losses", "font.sans-serif": fonts}
     drawn = BytesIO()
     with rc_context(style):
         sheet().savefig(drawn, format=kind[1:], dpi=160, metadata={".svg": {"Date": None}}.get(kind))

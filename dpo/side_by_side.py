@@ -64,9 +64,12 @@ def sample_rows(prompts: Sequence[Pair], before: Sequence[Answer], after: Sequen
     """The rows of samples.jsonl: what both models answer to each prompt, whether the answer ended, its tokens, and where a
     rule knows whether it is correct."""
     for pair, old, new in zip(prompts, before, after):
-        row = {"prompt": pair.prompt, "before": old.text, "after": new.text}
-        row |= {"chosen": pair.chosen, "rejected": pair.rejected}
-        row |= {
+        row: dict = {
+            "prompt": pair.prompt,
+            "before": old.text,
+            "after": new.text,
+            "chosen": pair.chosen,
+            "rejected": pair.rejected,
             "stopped": {"before": old.stopped, "after": new.stopped},
             "length": {"before": old.length, "after": new.length},
         }

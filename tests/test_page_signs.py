@@ -128,7 +128,7 @@ def answered(before: str, after: str, **told) -> Sample:
     given = {
         "stopped": (True, True),
         "length": (len(before.split()), len(after.split())),
-        "correct": (None, None),
+        "correct": None,
     } | told
     return Sample("prompt", before, after, **given)
 

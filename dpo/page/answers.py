@@ -56,14 +56,14 @@ def answers(samples: Sequence[Sample]) -> Html:
 def kinds_of(sample: Sample) -> set[str]:
     """Which choices an answer belongs to, beside all."""
     found = {"changed"} if sample.before != sample.after else set()
-    if None not in sample.length and sample.length[1] > sample.length[0]:
+    if sample.length is not None and sample.length[1] > sample.length[0]:
         found.add("longer")
     return found | ({"worse"} if why_worse(sample) else set())
 
 
 def why_worse(sample: Sample) -> str:
     """What makes the answer after worse, in two words; "" where nothing is known to."""
-    if None not in sample.correct:
+    if sample.correct is not None:
         return "wrong now" if sample.correct == (True, False) else ""
     if sample.stopped == (True, False):
         return "does not end"
@@ -83,7 +83,7 @@ def _item(sample: Sample, kinds: set[str]) -> Html:
         notes.append(tag("span", worse, class_="note bad"))
     elif sample.correct == (False, True):
         notes.append(tag("span", "right now", class_="note good"))
-    if None not in sample.length and sample.length[0] != sample.length[1]:
+    if sample.length is not None and sample.length[0] != sample.length[1]:
         notes.append(tag("span", "{} to {} tokens".format(*sample.length), class_="note"))
     return tag(
         "article",
@@ -104,9 +104,10 @@ def marked(before: str, after: str) -> tuple[Html, Html]:
     one, other = (re.findall(r"\s*(?:\w+|[^\w\s])|\s+", said) for said in (before, after))
     if max(len(one), len(other)) > WORDS:
         return joined(before), joined(after)
-    gone, new = [], []
-    words = ([word.strip() for word in side] for side in (one, other))
-    for what, a, b, c, d in SequenceMatcher(None, *words, autojunk=False).get_opcodes():
+    gone: list[str] = []
+    new: list[str] = []
+    words, others = ([word.strip() for word in side] for side in (one, other))
+    for what, a, b, c, d in SequenceMatcher(None, words, others, autojunk=False).get_opcodes():
         for part, element, said in (("".join(one[a:b]), "del", gone), ("".join(other[c:d]), "ins", new)):
             rest = part if what == "equal" else part.lstrip() or part
             said += [part[: len(part) - len(rest)], rest if what == "equal" or not rest else tag(element, rest)]

@@ -35,10 +35,10 @@ def chart(shown: Chart, metrics: Sequence[Metrics]) -> Html:
         for line in shown.lines:
             color = COLORS[line.color if alone else f"run-{number % RUNS}"]
             _curves(axes, one, line, color, None if alone else number // RUNS)
-    if shown.level is not None and _is_near(shown, metrics):
-        axes.axhline(shown.level, color=COLORS["grey"], linewidth=0.8, linestyle=(0, (2, 2)), zorder=1)
+    if (level := _level(shown, metrics)) is not None:
+        axes.axhline(level, color=COLORS["grey"], linewidth=0.8, linestyle=(0, (2, 2)), zorder=1)
         axes.annotate(
-            shown.note, (1, shown.level), xycoords=("axes fraction", "data"), xytext=(0, 3), textcoords="offset points",
+            shown.note, (1, level), xycoords=("axes fraction", "data"), xytext=(0, 3), textcoords="offset points",
             ha="right", size=9, color=COLORS["grey"],
         )  # fmt: skip
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=STEPS, integer=True))
@@ -90,18 +90,19 @@ def _curves(axes: Axes, metrics: Metrics, line: Line, color: str, of_several: in
     axes.plot(steps, values, "o", color=color, markersize=4.5)
 
 
-def _is_near(shown: Chart, metrics: Sequence[Metrics]) -> bool:
-    """Whether the level says something: 0 and chance always do, ln 2 where a loss begins there."""
-    if shown.note != "ln 2":
-        return True
+def _level(shown: Chart, metrics: Sequence[Metrics]) -> float | None:
+    """The level, where it says something: 0 and chance always do, ln 2 where a loss begins there."""
+    if shown.level is None or shown.note != "ln 2":
+        return shown.level
     firsts = [values[0] for one in metrics for line in shown.lines if (values := one.curve(line.metric)[1])]
-    return any(abs(first - shown.level) < 0.01 for first in firsts)
+    return shown.level if any(abs(first - shown.level) < 0.01 for first in firsts) else None
 
 
 def thinned(steps: Sequence[int], values: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     """At most POINTS points, each the mean of as many neighbours."""
     cuts = np.unique(np.linspace(0, len(steps), POINTS + 1).astype(int))
-    return tuple(np.array([np.mean(column[a:b]) for a, b in pairwise(cuts)]) for column in (steps, values))
+    x, y = (np.array([np.mean(column[a:b]) for a, b in pairwise(cuts)]) for column in (steps, values))
+    return x, y
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:

@@ -46,8 +46,8 @@ def _table(title: str, rows: Sequence[Html]) -> Html:
 
 
 def _changes(notes: dict[str, str], before: dict, after: dict) -> list[Html]:
-    ends = {name: (figure(before, name), figure(after, name)) for name in notes}
-    return [_change(name, notes[name], *both) for name, both in ends.items() if None not in both]
+    ends = ((name, figure(before, name), figure(after, name)) for name in notes)
+    return [_change(name, notes[name], old, new) for name, old, new in ends if old is not None and new is not None]
 
 
 def overview(runs: Sequence[Run]) -> Html:
@@ -64,10 +64,7 @@ def overview(runs: Sequence[Run]) -> Html:
     for number, (run, flags) in enumerate(zip(runs, given)):
         cells = [tag("td", tag("code", said(flags.get(key)))) for key in differ]
         cells.append(tag("td", f"{run.steps[0]:,}", class_="number"))
-        cells += [
-            tag("td", "" if values[number] is None else number_of(values[number]), class_="number")
-            for values in ended.values()
-        ]
+        cells += [_cell(values[number]) for values in ended.values()]
         rows.append(tag("tr", tag("th", run_swatch(number), run.name), *cells))
     return tag("div", tag("table", head, *rows, class_="figures wide"), class_="scroll")
 
@@ -82,6 +79,10 @@ def run_swatch(number: int) -> Html:
     return swatch(f"run-{number % RUNS} round-{number // RUNS}")
 
 
+def _cell(value: float | None) -> Html:
+    return tag("td", "" if value is None else number_of(value), class_="number")
+
+
 def _last(run: Run, name: str) -> float | None:
     _, values = run.metrics.curve(name, "held-out")
     return values[-1] if values else None
@@ -90,14 +91,15 @@ def _last(run: Run, name: str) -> float | None:
 def _change(name: str, note: str, before: float, after: float) -> Html:
     change = number_of(after - before)
     sign = "" if change.startswith(MINUS) or not change.strip("0.") else "+"
-    cells = [tag("td", text, class_="number") for text in (number_of(before), number_of(after), sign + change)]
-    return tag("tr", tag("th", name, " ", tag("small", note)), *cells)
+    head = tag("th", name, " ", tag("small", note))
+    return tag("tr", head, _cell(before), _cell(after), tag("td", sign + change, class_="number"))
 
 
 def _difference(run: Run) -> Html | None:
     found = part(run.evaluation, "difference")
-    numbers = [figure(found, name) for name in ("correct", "standard error", "became correct", "became wrong")]
-    if None in numbers:
+    names = ("correct", "standard error", "became correct", "became wrong")
+    numbers = [number for name in names if (number := figure(found, name)) is not None]
+    if len(numbers) < len(names):
         return None
     change, error, right, wrong = numbers
     became = f"{right:.0f} prompts became correct, {wrong:.0f} wrong."

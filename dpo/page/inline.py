@@ -21,8 +21,7 @@ COLORS = {"ink": "#1f2328", "grey": "#636c76", "faint": "#d5d9de", "chosen": "#0
 COLORS |= {f"run-{number}": f"#{number + 1:02d}0000" for number in range(RUNS)}  # marks, which the page's style colours
 NAMES = {color: name for name, color in COLORS.items()}
 # letters stay letters; the same figure gives the same bytes
-STYLE = {"svg.fonttype": "none", "svg.hashsalt": "report"}
-STYLE["font.sans-serif"] = ["DejaVu Sans"]
+STYLE = {"svg.fonttype": "none", "svg.hashsalt": "report", "font.sans-serif": ["DejaVu Sans"]}
 DROPPED = ("font", "font-family", "stroke-linejoin")
 
 
@@ -60,7 +59,9 @@ def _simplify(element: Element, referred: set[str], name: str) -> None:
     for declaration in filter(None, (part.strip() for part in found.pop("style", "").split(";"))):
         key, _, value = (part.strip() for part in declaration.partition(":"))
         if key == "font":  # size and family, which the page has of its own
-            found["font-size"] = re.search(r"[\d.]+(?=px)", value)[0]
+            size = re.search(r"[\d.]+(?=px)", value)
+            assert size is not None  # matplotlib writes it in pixels
+            found["font-size"] = size[0]
         elif value in NAMES:
             classes.append(NAMES[value])
             value = "currentColor"

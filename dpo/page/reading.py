@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard, TypeVar
 
 from data.fields import kind
 from data.reading import Row, stream_rows
@@ -13,6 +13,7 @@ LARGEST = 1e30  # of a figure that can be drawn
 # Where runs lie in a folder of dpo/compare.py, of dpo/online.py, of ./launch.sh online
 INNER = ("*", "*/run", "*/*/run")
 Curve = tuple[list[int], list[float]]  # steps, and the values there
+T = TypeVar("T")
 
 
 class Metrics(NamedTuple):
@@ -35,14 +36,17 @@ class Metrics(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """An answer of the start and one of the trained model to the same prompt. None: the file does not tell."""
+    """An answer of the start and one of the trained model to the same prompt.
+
+    What is told of (before, after) is None where the file does not tell it of both.
+    """
 
     prompt: str
     before: str
     after: str
-    stopped: tuple[bool | None, bool | None]  # before, after
-    length: tuple[int | None, int | None]  # tokens
-    correct: tuple[bool | None, bool | None]  # by the rule of a task
+    stopped: tuple[bool, bool] | None
+    length: tuple[int, int] | None  # tokens
+    correct: tuple[bool, bool] | None  # by the rule of a task
 
 
 class Answered(NamedTuple):
@@ -140,12 +144,14 @@ def _rows(file: Path) -> list[Row]:
 
 
 def _sample(value: Any, where: str) -> Sample:
-    texts = [_text(value, name, where) for name in ("prompt", "before", "after")]
-    told = [
-        tuple(found if type(found := part(value, name).get(when)) is wanted else None for when in ("before", "after"))
-        for name, wanted in (("stopped", bool), ("length", int), ("correct", bool))
-    ]
-    return Sample(*texts, *told)
+    prompt, before, after = (_text(value, name, where) for name in ("prompt", "before", "after"))
+    stopped, length, correct = _told(value, "stopped", bool), _told(value, "length", int), _told(value, "correct", bool)
+    return Sample(prompt, before, after, stopped, length, correct)
+
+
+def _told(value: dict, name: str, wanted: type[T]) -> tuple[T, T] | None:
+    before, after = (part(value, name).get(when) for when in ("before", "after"))
+    return (before, after) if type(before) is type(after) is wanted else None
 
 
 def _pair(value: Any, where: str) -> Pair:
@@ -158,7 +164,8 @@ def _pair(value: Any, where: str) -> Pair:
 
 
 def _answered(value: dict, name: str, where: str) -> Answered:
-    tokens, policy, reference = columns = [value.get(f"{of}/{name}") for of in ("tokens", "logps", "reference_logps")]
+    columns: list[Any] = [value.get(f"{of}/{name}") for of in ("tokens", "logps", "reference_logps")]
+    tokens, policy, reference = columns
     sound = all(isinstance(column, list) and len(column) == len(tokens) for column in columns)
     if not sound or not all(isinstance(token, str) for token in tokens) or not all(map(_is_figure, policy + reference)):
         raise UserError(
@@ -175,5 +182,5 @@ def _text(value: Any, name: str, where: str) -> str:
     return found
 
 
-def _is_figure(value: Any) -> bool:
+def _is_figure(value: Any) -> TypeGuard[float]:
     return type(value) in (int, float) and abs(value) < LARGEST

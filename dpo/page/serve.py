@@ -25,7 +25,8 @@ class Live:
 
     def __init__(self, draw: Callable[[], str], stamp: Callable[[], object]):
         self.draw, self.stamp, self.lock = draw, stamp, threading.Lock()
-        self.seen, self.page, self.next = None, b"", 0.0
+        self.seen: object = None
+        self.page, self.next = b"", 0.0
 
     def now(self) -> bytes:
         """The page, drawn anew where its runs have changed and it is not too soon."""
@@ -67,10 +68,11 @@ def stamp_of(paths: Sequence[Path]) -> tuple:
 
 def _handler(live: Live) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
+        server: ThreadingHTTPServer
         server_version, sys_version, timeout = "report", "", 10.0
 
         def do_GET(self) -> None:
-            port = self.server.server_address[1]
+            port = self.server.server_port
             if self.headers.get("Host") not in (f"127.0.0.1:{port}", f"localhost:{port}"):
                 return self.send_error(403, "this is another machine's report")
             if self.path != "/":

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Sequence
 from statistics import fmean, median
+from typing import NamedTuple
 
 from dpo.page.reading import Metrics, Sample
 
@@ -18,6 +19,13 @@ RISEN = 0.05  # of the loss on held-out pairs, above its lowest
 FALLEN = 0.05  # of the log-probability of chosen answers; and a nat at least
 LOOP = 3  # words and signs in a row
 LOOPING = 0.3  # of these, how many were there before in an answer that goes round in circles
+
+
+class Change(NamedTuple):
+    """The first value of a metric, and how much was added to it."""
+
+    first: float
+    added: float
 
 
 def _ends(values: Sequence[float]) -> tuple[float, float]:
@@ -60,28 +68,27 @@ def by_heart(metrics: Metrics) -> str:
 
 def collapsing(metrics: Metrics) -> str:
     """The margin grows while the chosen answers become less likely."""
-    change = {name: _change(metrics, name) for name in ("rewards/margins", "rewards/chosen", "logps/chosen")}
-    if None in change.values():
+    margin, reward, logp = (_change(metrics, name) for name in ("rewards/margins", "rewards/chosen", "logps/chosen"))
+    if margin is None or reward is None or logp is None:
         return ""
-    (_, margin), (_, reward), (before, fallen) = (change[name] for name in change)
-    if margin > 0 > reward and fallen < -max(1.0, FALLEN * abs(before)):
+    if margin.added > 0 > reward.added and logp.added < -max(1.0, FALLEN * abs(logp.first)):
         return (
-            f"The margin grew by {margin:.3g} while chosen answers lost {-fallen:.3g} nats of log π: both answers of a "
-            "pair are unlearned, the rejected one faster. Look at what the model says."
+            f"The margin grew by {margin.added:.3g} while chosen answers lost {-logp.added:.3g} nats of log π: both "
+            "answers of a pair are unlearned, the rejected one faster. Look at what the model says."
         )
     return ""
 
 
-def _change(metrics: Metrics, name: str) -> tuple[float, float] | None:
-    """(the first value, how much was added to it): on held-out pairs, else in training from end to end."""
+def _change(metrics: Metrics, name: str) -> Change | None:
+    """On held-out pairs, else in training from end to end; None where there are too few values."""
     _, held_out = metrics.curve(name, "held-out")
     if len(held_out) >= 2:
-        return held_out[0], held_out[-1] - held_out[0]
+        return Change(held_out[0], held_out[-1] - held_out[0])
     _, train = metrics.curve(name)
     if len(train) < ENOUGH:
         return None
     first, last = _ends(train)
-    return first, last - first
+    return Change(first, last - first)
 
 
 def racing(metrics: Metrics) -> str:
@@ -171,7 +178,7 @@ def is_looping(text: str) -> bool:
 
 def fewer_correct(samples: Sequence[Sample]) -> str:
     """More prompts became wrong than right, by more than two standard errors of a coin that is tossed for each."""
-    found = [sample.correct for sample in samples if None not in sample.correct]
+    found = [sample.correct for sample in samples if sample.correct is not None]
     wrong, right = found.count((True, False)), found.count((False, True))
     if wrong - right > 2 * math.sqrt(wrong + right):
         before, after = (fmean(side) for side in zip(*found))
@@ -192,7 +199,7 @@ def repeating(samples: Sequence[Sample]) -> str:
 
 def drifting(samples: Sequence[Sample]) -> str:
     """Answers are half as long again as before, or more; or half as long."""
-    found = [sample.length for sample in samples if None not in sample.length]
+    found = [sample.length for sample in samples if sample.length is not None]
     if not found:
         return ""
     before, after = (fmean(lengths) for lengths in zip(*found))
@@ -204,7 +211,7 @@ def drifting(samples: Sequence[Sample]) -> str:
 
 def not_ending(samples: Sequence[Sample]) -> str:
     """Answers that no longer end."""
-    found = [sample.stopped for sample in samples if None not in sample.stopped]
+    found = [sample.stopped for sample in samples if sample.stopped is not None]
     before, after = (sum(not ended for ended in side) for side in zip(*found)) if found else (0, 0)
     if after >= max(2, 0.02 * len(found)) and after > 2 * before:
         return f"{after:,} of {len(found):,} answers did not end within the tokens allowed, {before:,} did not before."

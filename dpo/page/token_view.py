@@ -35,9 +35,11 @@ def margins(pairs: Sequence[Pair]) -> Html | None:
 
 def token_view(pairs: Sequence[Pair]) -> Html:
     """The pairs with the largest and the smallest margins, token by token; without margins some."""
-    if any(pair.margin is None for pair in pairs):
+    known = [(pair.margin, pair) for pair in pairs if pair.margin is not None]
+    order = [pair for _, pair in sorted(known, key=lambda one: -one[0])]
+    if len(order) < len(pairs):
         groups = {"Some answers": pairs[: 2 * EACH]}
-    elif len(order := sorted(pairs, key=lambda pair: -pair.margin)) <= 2 * EACH:
+    elif len(order) <= 2 * EACH:
         groups = {"Pairs, the largest margin first": order}
     else:
         groups = {
