@@ -8,8 +8,15 @@ from typing import NamedTuple
 
 import pytest
 
+from data.formats import FORMATS
+from data.pairs import split
+from data.rules import embedded_pairs
+from data.tasks import FAMILIES
+from dpo.losses.family import LOSSES
 from gpt import command
 from gpt.command import parse
+from gpt.config_json import read_config
+from gpt.model import GPT
 from tests.processes import ROOT
 
 PAGES = [path for path in sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]) if path.name != "CHANGELOG.md"]
@@ -134,6 +141,54 @@ def test_every_command_can_be_given(said, flags_of):
         return
     if rest and rest[0] not in ("--help", "-h"):
         parse(*flags_of(name, rest))
+
+
+# Numbers
+
+
+def cells(text: str) -> list[list[str]]:
+    """The rows of all tables of a page."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_a_number_of_the_readme_stands_in_a_table_or_a_listing_that_a_command_printed():
+    """Those with a decimal point, but where they are a setting, within quotes."""
+    pages = "\n".join(text_of(name) for name in NAMES if name.startswith("docs/"))
+    listings = [block for language, block in FENCE.findall(pages + text_of("README.md")) if not language]
+    printed = "\n".join([*re.findall(r"^\|.*$", pages, re.MULTILINE), *listings])
+    prose = re.sub(r"^\| `--.*$", "", FENCE.sub("", text_of("README.md")), flags=re.MULTILINE)  # flags have defaults
+    prose = re.sub(r"`[^`]*`|\]\([^)]*\)|(beta = |torch |TRL |Apache-)[\d.]+|1\.2M", "", prose)
+    said = re.findall(r"(?<![\d.])\d+\.\d+", prose)
+    assert len(said) > 20
+    assert not [number for number in said if not re.search(rf"(?<![\d.]){re.escape(number)}(?!\d)", printed)]
+
+
+def test_what_the_readme_says_of_speed_is_what_the_page_on_speed_says():
+    measured = {row[0]: row for row in cells(text_of("docs/speed.md"))}
+    names = {"ours": "ours", "the book's loop, float32": "seed fp32", "the book's loop, bf16": "seed bf16"}
+    names |= {"TRL 1.16, bf16": "trl bf16"}
+    found = {row[0]: row for row in cells(text_of("README.md")) if row[0] in names}
+    assert found.keys() == names.keys()
+    for name, (_, speed, ratio, peak, loss) in found.items():
+        row = measured[names[name]]
+        assert (speed, ratio, peak, loss) == (row[1].split(" ")[0], row[2], row[3], row[5])
+
+
+def test_what_the_readme_counts_is_counted_again():
+    text = " ".join(text_of("README.md").split())
+    rows = text_of("docs/reliability.md").split("<!-- torture -->")[1].split("<!-- /torture -->")[0]
+    tries, held = (sum(int(row[column]) for row in cells(rows)[2:]) for column in (1, 2))
+    assert f"{tries} times in 42 minutes: {held} held" in text
+    assert len(LOSSES) == 21 and "Twenty-one, from" in text
+    assert len(FAMILIES) == 17 and "Seventeen families" in text
+    assert len(FORMATS) == 6 and "any of six formats" in text
+    config = read_config(ROOT / "data/tiny/config.json")
+    size = GPT.shape(config).parameter_count
+    assert f"{size:,} parameters" in text and f"model of {size / 1e6:.1f}M parameters" in text
+    training, held_out = split(embedded_pairs(), 0.1)
+    assert f"{len(training):,} to train on, {len(held_out):,} held out" in text
+    assert f"{len(held_out):,} held-out prompts" in text
 
 
 # README.ko.md, which says what README.md says
