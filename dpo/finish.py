@@ -1,7 +1,6 @@
-"""The end of a run: the trained model, what training did to each token of some pairs, and the report.
+"""The end of a run: what training did to each token of some pairs, the report, and the trained model.
 
-The model comes first, since a run that has one is finished: whatever fails behind it can be made again, by
-dpo/evaluate.py and dpo/report.py.
+The model comes last, since a run that has one is finished: one that was killed before makes all of it again on --resume.
 """
 
 from data.pairs import write_rows
@@ -21,7 +20,6 @@ from gpt.parallel import on_main, say
 def finish(job: Job, settings: dict, folder: RunFolder, policy: GPT, held_out: Reference | Moving, plan: Plan) -> None:
     """Leave what a run leaves, and say so. held_out: what the reference says of the held-out pairs. All processes take part."""
     world = plan.way.world
-    export(job, settings, folder, policy, world)
     if job.held_out.ids and job.loss.needs_reference:
         way = plan.way._replace(stop=lambda: None)  # nothing is left to be stopped
         rows = by_token(policy, held_out, job.held_out, job.loss.beta, way, job.tokenizer)
@@ -30,4 +28,5 @@ def finish(job: Job, settings: dict, folder: RunFolder, policy: GPT, held_out: R
         say(f"held out {change}", world)
     if world.is_main:
         say(f"report   {write_report(folder)}", world)
+    export(job, settings, folder, policy, world)
     say(f"done     {folder.model}, peak memory {peak_memory(world.device) / 2**30:.2f} GiB a process", world)

@@ -47,7 +47,9 @@ def test_the_specs_that_it_names_are_read_and_give_its_values(added):
     for spec in specs:
         loss = parse_loss(spec)
         beta = loss.terms[0].keywords["beta"]
-        assert loss(scores)[NAME].tolist() == pytest.approx((-beta * scores.log_ratio).exp().tolist())
+        assert loss(scores)[NAME].tolist() == pytest.approx(
+            (1 - beta * scores.log_ratio).clamp(min=0).square().tolist()
+        )
 
 
 @pytest.mark.slow
@@ -62,7 +64,7 @@ def test_in_a_copy_of_the_project_the_two_edits_are_enough_to_train_with_it(tmp_
     family.write_text(text.replace("exo, discopop),", f"exo, discopop, {NAME}),"), encoding="utf-8")
     done = call(tmp_path / "dpo/train.py", "--loss", NAME, "--steps", 2, "--batch", 4, "--held-out", 0, cwd=tmp_path)
     assert f"loss     {NAME}(beta=0.1)" in done.stdout and "done     runs/" in done.stdout
-    assert f"| {NAME} | `exp(-beta * log_ratio)` |" in call(tmp_path / "dpo/train.py", "--loss", "list").stdout
+    assert f"| {NAME} | `max(0, 1 - beta * log_ratio)^2` |" in call(tmp_path / "dpo/train.py", "--loss", "list").stdout
 
 
 def test_every_file_that_it_names_is_there():

@@ -233,3 +233,12 @@ def test_a_number_or_command_that_was_changed_in_one_of_them_would_be_seen():
     assert numbers(text) == ["0.1", "54"] and code(text) == ["--beta"] and targets(text) == ["docs/map.md"]
     assert numbers(text.replace("54", "55")) != numbers(text)
     assert blocks(text.replace("launch.sh", "launch.sh test")) != blocks(text)
+
+
+def test_the_python_of_the_readme_prints_what_stands_below_it(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    code, printed = re.search(
+        r"^```python\n(.*?)^```\n\n```\n(.*?)^```", text_of("README.md"), re.MULTILINE | re.DOTALL
+    ).groups()
+    exec(code, {})
+    assert capsys.readouterr().out == printed
