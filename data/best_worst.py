@@ -121,7 +121,7 @@ def report(answers: Sequence[Sequence[Answer]], found: Preferences, left: dict[s
     f = figures(answers, found)
     aside = ", ".join(f"{count:,} {why}" for why, count in left.items() if count)
     gaps = sorted(row["margin"] for row in found.rows)
-    cuts = [gaps[0], *quantiles(gaps, n=4), gaps[-1]] if len(gaps) > 1 else gaps
+    cuts = [gaps[0], *quantiles(gaps, n=4, method="inclusive"), gaps[-1]] if len(gaps) > 1 else gaps
     lines = {
         "prompts": f"{f['prompts']:,} answered" + (f"; left aside: {aside}" if aside else ""),
         "answers": f"{f['answers']:,}, {f['distinct']:.2f} distinct a prompt; {f['cut off']:.1%} cut off, {f['blank']:,} blank",

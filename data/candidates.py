@@ -85,8 +85,8 @@ def row_with(row: dict, prompt: str, new: dict) -> dict | None:
     if are_ratings(kept | new):
         kept = {name: value for name, value in kept.items() if name not in ANSWERS}
     apart = {name: value for name, value in kept.items() if name not in READ}
-    as_text = apart | {"prompt": prompt} | new
-    for found in (kept | new, as_text, as_text | {"format": "prompt"}):  # the last where an answer quotes a dialogue
+    plain = apart | {"prompt": prompt} | new
+    for found in (kept | new, plain, plain | {"format": "prompt"}):  # the last where an answer quotes a dialogue
         with suppress(UserError, NoPair):
             pair = pair_of(found, 0, "")
             if pair[:3] == (prompt, new["chosen"], new["rejected"]) and pair.margin == new.get("margin"):

@@ -73,11 +73,16 @@ class OneFormat:
             plain = PLAIN[row.get("prompt") is None]
             FORMATS[plain if self.name in ("", *PLAIN) else self.name].read(row, where)
             raise UserError(f"{where} is not {signed(self.name)}, as row {self.row} is; take it out")
-        is_what = f"could be {' or '.join(map(signed, found))}" if len(found) > 1 else f"is {signed(found[0])}"
+        could = " or ".join(map(signed, found))
         beside = f", and row {self.row} is {signed(self.name)}" if self.name else ""
+        if not self.name or self.name in found:
+            raise UserError(
+                f"{where} could be {could}{beside}; say which is meant: "
+                f"python data/build.py convert FILE --out NEW --format {self.name or found[0]}"
+            )
         raise UserError(
-            f"{where} {is_what}{beside}; a file has one format: put each in a file of its own, or say which is meant: "
-            f"python data/build.py convert FILE --out NEW --format {self.name or found[0]}"
+            f"{where} {'could be' if len(found) > 1 else 'is'} {could}{beside}; a file has one format: "
+            "put each in a file of its own, and then: python data/build.py convert ONE OTHER --out NEW"
         )
 
 

@@ -128,7 +128,7 @@ def by_llm(model: str, how: How) -> Score:
 def parse_score(spec: str, how: How = USUAL) -> Score:
     """'rules:correct + 0.5*rules:courteous' as one score. Raises UserError, naming the term that makes no sense."""
     terms, needs_llm = [], False
-    for term in re.split(r"\s\+\s", spec):
+    for term in terms_of(spec):
         weight, name = weighted(term)
         word, _, which = name.partition(":")
         if not OWN.fullmatch(name) and word not in SCORES:
@@ -159,6 +159,18 @@ def parse_score(spec: str, how: How = USUAL) -> Score:
     return score
 
 
+def terms_of(spec: str) -> list[str]:
+    """The terms of a sum. Raises UserError where a plus or a minus looks like one between two of them, but is not read so:
+    the names of models and files may have such signs in them."""
+    terms = re.split(r"\s\+\s", spec)
+    word = rf"([\d.]+\*)?({'|'.join(SCORES)}):|.*\.py:"
+    if tight := next((term for term in terms if re.search(rf"\+\s*-?({word})|\s-\s*({word})", term)), ""):
+        raise UserError(
+            f"--score: {tight!r} looks like a sum; write its plus with a space on either side, and less as '+ -0.1*...'"
+        )
+    return terms
+
+
 def weighted(term: str) -> tuple[str, str]:
     """'0.5*rules:correct' -> ('0.5', 'rules:correct'), and without a weight '1'."""
     found = re.fullmatch(r"([^*:]*)\*(.*)", term, re.DOTALL)
@@ -167,7 +179,7 @@ def weighted(term: str) -> tuple[str, str]:
 
 def runs_code(spec: str) -> bool:
     """Whether a file of Python is run for this score, which nobody may ask for but the user himself."""
-    return any(OWN.fullmatch(weighted(term)[1]) for term in re.split(r"\s\+\s", spec))
+    return any(OWN.fullmatch(weighted(term)[1]) for term in terms_of(spec))
 
 
 def _chosen(word: str, which: str, options: Mapping):

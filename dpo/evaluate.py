@@ -83,7 +83,12 @@ def main(flags: Flags) -> int:
     # into the run's own folder comes what its own pairs and start say, nothing else
     own = used and not (flags.reference or flags.pairs or flags.loss or flags.held_out is not None)
     out = flags.out or (flags.policy if own else "")
-    judge = judged_by(flags.judge, flags, Path(out) / "judge.jsonl" if out else None)
+    kept = Path(out or (trained.path if used else "")) / "judge.jsonl"
+    if flags.judge and not (out or used):
+        raise UserError(
+            "--judge: name a folder with --out, where its replies are kept, so that none is asked for twice"
+        )
+    judge = judged_by(flags.judge, flags, kept)
     loss = parse_loss(flags.loss) if flags.loss else parse_loss(used.get("loss", "dpo"), used.get("beta"))
     policy, reference, tokenizer = open_both(flags, record)
     scoring = bool(flags.reference and flags.pairs) if flags.compare is None else not flags.compare

@@ -26,6 +26,7 @@ from data.best_worst import (
 from data.endpoint import Failed
 from data.failures import Failures
 from data.pairs import Pair, read_pairs, teaches_nothing, write_rows
+from data.scores import parse_score
 from gpt.answers import Answer
 from gpt.command import UserError
 
@@ -156,3 +157,10 @@ def test_failures_are_told_by_kind_with_rows_and_the_first_detail():
         failures.add(Failed(kind, detail), row)
     assert failures and len(failures) == 4 and failures.counts == {"a": 3, "b": 1}
     assert str(failures) == "a: 3 (rows 3, 5, 6): y; b: 1 (row 4): x"
+
+
+def test_the_quarters_of_the_gaps_lie_between_the_least_and_the_most():
+    prompts = [Prompt(Pair(f"p{i}", "", None, i), {"prompt": f"p{i}"}) for i in (1, 2)]
+    some = [[Answer("a", True, 3), Answer("b", True, 6)], [Answer("a", True, 3), Answer("b", True, 12)]]
+    found = preferences(prompts, some, parse_score("length:longer"))
+    assert "least, quarters and most: 3, 4.5, 6, 7.5, 9" in report(some, found, {})

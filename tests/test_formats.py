@@ -77,7 +77,11 @@ def test_a_file_in_two_formats_is_refused_naming_both_rows_and_both_formats(read
     with pytest.raises(UserError) as caught:
         read(ROWS[first], ROWS[first], ROWS[second])
     message = str(caught.value)
-    assert f"row 3 is '{second}' (" in message and f"row 1 is '{first}' (" in message and "--format" in message
+    assert (
+        f"row 3 is '{second}' (" in message
+        and f"row 1 is '{first}' (" in message
+        and "data/build.py convert" in message
+    )
     assert len(message.splitlines()) == 1
 
 

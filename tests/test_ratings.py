@@ -1,7 +1,9 @@
 """data/ratings.py: the best and the worst of scored answers, found by comparing each with each."""
 
+from fractions import Fraction
+
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from data.formats import OneFormat
@@ -43,12 +45,19 @@ answers = st.lists(st.tuples(st.text(max_size=3), st.none() | st.integers(-3, 3)
 
 
 @given(answers, st.integers(0, 2))
+@example([("", -1), ("0", -6.27e-67), ("", 0)], 0)
 def test_best_and_worst_are_what_comparing_each_with_each_finds(scored, way):
     row = {"prompt": "p", "responses": [text for text, _ in scored], "scores": [score for _, score in scored]}
     if way:
         name = ("response", "text")[way - 1]
         row = {"prompt": "p", "completions": [{name: text, "score": score} for text, score in scored]}
-    pairs = [(b - w, i, k) for i, (_, b) in enumerate(scored) for k, (_, w) in enumerate(scored) if None not in (b, w)]
+    # exactly, since the difference of floats may be rounded to that of other ones
+    pairs = [
+        (Fraction(b) - Fraction(w), i, k)
+        for i, (_, b) in enumerate(scored)
+        for k, (_, w) in enumerate(scored)
+        if None not in (b, w)
+    ]
     widest = max((gap for gap, *_ in pairs), default=0)
     if widest <= 0:
         with pytest.raises(NoPair):
@@ -56,7 +65,10 @@ def test_best_and_worst_are_what_comparing_each_with_each_finds(scored, way):
         return
     prompt, chosen, rejected, margin = ratings(row, "row")
     _, i, k = next(pair for pair in pairs if pair[0] == widest)
-    assert (prompt, margin) == ("p", widest) and (chosen, rejected) == (scored[i][0], scored[k][0])
+    assert (prompt, margin) == ("p", pytest.approx(float(widest))) and (chosen, rejected) == (
+        scored[i][0],
+        scored[k][0],
+    )
 
 
 def test_ties_and_too_few_answers_are_no_pair_and_say_which():

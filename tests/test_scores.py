@@ -16,7 +16,7 @@ from data.onpolicy import OnPolicy
 from data.pairs import Pair, instruction_prompt
 from data.questions import read_criterion
 from data.rules import COURTEOUS, RUDE, embedded_pairs, styled
-from data.scores import KNOWN, SCORES, How, parse_score, runs_code
+from data.scores import KNOWN, SCORES, How, parse_score, runs_code, terms_of
 from dpo.evaluate import Flags as Evaluate
 from dpo.online import Flags as Online
 from gpt.answers import Answer
@@ -189,3 +189,23 @@ def test_a_spec_that_makes_no_sense_is_one_line_that_names_it(spec, expected):
     with pytest.raises(UserError) as error:
         parse_score(spec)
     assert expected in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "length:shorter+0.1*rules:correct",
+        "rules:correct+0.1*short.py:short",
+        "llm:tiny+rules:correct",
+        "rules:correct +length:longer",
+        "rules:correct - 0.1*length:longer",
+    ],
+)
+def test_a_sum_without_its_spaces_is_not_taken_for_one_name(spec):
+    with pytest.raises(UserError, match=r"looks like a sum; write its plus with a space on either side"):
+        parse_score(spec)
+
+
+def test_a_plus_in_a_name_stays_in_it_and_a_weight_may_be_below_0():
+    assert terms_of("llm:my+model + 2*folder/a+b.py:short") == ["llm:my+model", "2*folder/a+b.py:short"]
+    assert terms_of("rules:correct + -0.1*length:longer") == ["rules:correct", "-0.1*length:longer"]

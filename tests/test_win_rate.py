@@ -147,6 +147,11 @@ def test_evaluate_shows_the_win_rate_and_asks_nothing_twice(run, server):
     call(ROOT / "dpo/evaluate.py", "--policy", run, "--show", 1, *judge, processes=2)
     assert len(server.asked) == asked
     assert json.loads((run / "evaluation.json").read_text())["judge"] == report["judge"]
+    # of other pairs nothing is written into the run's folder but what the judge said
+    call(ROOT / "dpo/evaluate.py", "--policy", run, "--held-out", 0.1, "--show", 1, *judge)
+    assert len(server.asked) == asked
+    done = call(ROOT / "dpo/evaluate.py", "--policy", run / "model", "--reference", "data/tiny", *judge, code=2)
+    assert "name a folder with --out, where its replies are kept" in done.stderr
 
 
 @pytest.mark.slow

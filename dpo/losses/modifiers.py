@@ -64,7 +64,8 @@ def desensitized(s: Scores, ld_alpha: float) -> Scores:
     ld_alpha: 1 is the loss itself, 0 looks at as many tokens of both. 0.5 is what TRL calls a strong default.
     For data whose better answers are longer. What the longer answer says at its end is then hardly learned.
     """
-    assert s.heads is not None
+    if s.heads is None:
+        raise TypeError("ld_alpha needs Scores.heads")
     chosen, rejected, ref_chosen, ref_rejected = s.heads + ld_alpha * (torch.stack(s[:4]) - s.heads)
     return s._replace(chosen=chosen, rejected=rejected, ref_chosen=ref_chosen, ref_rejected=ref_rejected)
 
@@ -78,7 +79,8 @@ def widened(s: Scores, beta: float) -> Scores:
     scores, Llama 2 steps from 0 to 1 or 3.
     For preferences that differ in strength.
     """
-    assert s.margin is not None
+    if s.margin is None:
+        raise TypeError("margin needs Scores.margin")
     return s._replace(ref_chosen=s.ref_chosen + s.margin / beta)
 
 
@@ -93,7 +95,8 @@ def weighted(losses: Tensor, s: Scores) -> Tensor:
     For answers that another model wrote: what the policy would never say counts less. So it learns less from them,
     and the sum is not scaled back.
     """
-    assert s.weight is not None
+    if s.weight is None:
+        raise TypeError("wpo needs Scores.weight")
     return losses * s.weight
 
 
