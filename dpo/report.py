@@ -1,13 +1,14 @@
 """A run that explains itself: what was run, what it brought, its curves, its answers, and where training acted.
 
     python dpo/report.py runs/NAME                  writes runs/NAME/report.html, as training and evaluation do at their end
-    python dpo/report.py runs/A runs/B              both on one page, report.html
+    python dpo/report.py runs/A runs/B              both on one page, runs/report.html
     python dpo/report.py runs/NAME --watch          follows a run that goes on, in a browser of this machine
 
 A page is one file without script or network. Its parts stand in dpo/page/, and are imported when one is drawn: matplotlib
 is an extra.
 """
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ class Flags:
     """
 
     runs: list = argument("run folders; a folder of dpo/compare.py or dpo/online.py stands for its runs", nargs="+")
-    out: str = flag("", "file to write; empty: report.html in the folder that is named, of several in this one")
+    out: str = flag("", "file to write; empty: report.html in the folder that is named, of several beside the first")
     watch: bool = flag(False, "serve the page on 127.0.0.1 and draw it anew while the runs go on, until Ctrl+C")
     port: int = flag(0, "of --watch; 0: a free one")
 
@@ -43,7 +44,7 @@ def main(flags: Flags) -> int:
         return follow(paths, flags)
     if flags.port:
         raise UserError("--port is of --watch")
-    out = Path(flags.out or (paths[0] / "report.html" if len(paths) == 1 else "report.html"))
+    out = Path(flags.out or os.path.normpath(paths[0] / ("report.html" if len(paths) == 1 else "../report.html")))
     write_page(paths, out)
     print(f"written to {out}")
     return 0

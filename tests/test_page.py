@@ -19,12 +19,12 @@ from dpo.page.answers import AT_FIRST, MOST, answers, kinds_of, marked
 from dpo.page.charts import CHARTS
 from dpo.page.curves import POINTS, smoothed, thinned
 from dpo.page.digits import number_of, signed, tick
-from dpo.page.figures import figures
+from dpo.page.figures import figures, overview, short
 from dpo.page.inline import COLORS, inline_svg
 from dpo.page.markup import escaped, joined, tag, text
 from dpo.page.page import page_of
-from dpo.page.reading import Metrics, Run, read_run, run_folders
-from dpo.page.token_view import LEVELS, level
+from dpo.page.reading import Answered, Metrics, Pair, Run, read_run, run_folders
+from dpo.page.token_view import LEVELS, level, margins
 from gpt.command import UserError
 from tests.pages import SAMPLES, Taken, dpo_lines, make_run, pair, sample
 from tests.processes import ROOT
@@ -257,7 +257,16 @@ def test_a_colour_is_stronger_from_each_level_on():
 def test_a_token_says_what_both_models_say_of_it(page):
     told = [one["data-moved"] for one in page.of("span") if "data-moved" in one]
     assert "log p \N{MINUS SIGN}2.00 to \N{MINUS SIGN}1.00, +1.00" in told
-    assert len(told) == 3 * 2 * 4 and "margin +2.00" in page.text and "1 of them ranked wrong" in page.text
+    assert len(told) == 3 * 2 * 4 and "margin +2.00 nats × beta" in page.text
+    assert "3 of the 100 held-out pairs, 1 of these ranked wrong" in page.text
+    assert "change of log π, in nats" in page.text
+
+
+def test_all_held_out_pairs_or_an_unknown_number_of_them_are_counted_as_they_are():
+    pairs = [Pair(1, "p", value, Answered([], [], []), None) for value in (1.0, -1.0)]
+    for count in (0, 2):
+        assert ">2 held-out pairs, 1 of these" in margins(pairs, count)
+    assert ">2 of the 1,246 held-out pairs, 1 of these" in margins(pairs, 1246)
 
 
 def test_pairs_without_margins_and_a_single_one_are_shown(tmp_path):
@@ -278,6 +287,67 @@ def test_several_runs_are_one_table_and_share_their_charts_though_losses_differ(
     found = Taken(page_of([run, other]))
     assert {one["id"] for one in found.of("figure")} == {chart.name for chart in CHARTS}
     assert "--loss" in found.text and "2 runs" in found.text and not found.of("article")
+
+
+def heads_and_rows(table: str) -> list[list[str]]:
+    """The text of each cell of a table, row by row."""
+    rows = re.findall("<tr>(.*?)</tr>", table, re.S)
+    return [[Taken(cell).text for cell in re.findall("<t[hd].*?</t[hd]>", row, re.S)] for row in rows]
+
+
+def test_of_several_runs_results_come_first_then_what_differs_in_the_experiment():
+    flags = [
+        {"out": "a", "device": "cpu", "log_to": ["tensorboard"], "keep": 1, "save_every": 5, "log_every": 1, "lr": 1e-4,
+         "pairs": "/long/way/to/one.jsonl", "init": "runs/a/model", "tags": []},
+        {"out": "b", "device": "cuda", "log_to": [], "keep": 2, "save_every": 0, "log_every": 9, "lr": 1e-5,
+         "pairs": "/long/way/to/two.jsonl", "init": "runs/b/model", "tags": ["x", "y"]},
+    ]  # fmt: skip
+    lines = [dpo_lines(46), dpo_lines(60)]
+    runs = [
+        Run(name, {"flags": flag, "settings": {"steps": 60}}, Metrics(some), {}, [], [])
+        for name, flag, some in zip("ab", flags, lines)
+    ]
+    table = overview(runs)
+    head, first, second = heads_and_rows(table)
+    assert head[1:] == ["steps", "loss", "accuracy", "margin", "log π(chosen)", "--lr", "--pairs", "--init", "--tags"]
+    assert first[1] == "46 of 60" and second[1] == "60"
+    assert first[-4:] == ["0.0001", "one.jsonl", "a/model", "\N{EN DASH}"]
+    assert second[-4:] == ["1e-05", "two.jsonl", "b/model", "x, y"]
+    assert 'title="/long/way/to/one.jsonl"' in table and "[" not in table
+
+
+@given(st.lists(st.text("ab/", min_size=1, max_size=9), min_size=1, max_size=5))
+def test_a_shortened_path_ends_the_path_and_tells_apart_what_was_apart(paths):
+    paths = [path.rstrip("/") for path in paths]
+    shown = short(paths)
+    assert all(path.endswith(brief) for path, brief in zip(paths, shown)) and len(set(shown)) == len(set(paths))
+
+
+def test_trouble_that_is_not_there_is_no_verdict(page, run):
+    assert "Trouble would look like this: it stays at ln 2" in page.text and "A warning" not in page.text
+    assert "<b>Trouble" not in page_of([run])
+
+
+def test_a_loss_that_does_not_begin_at_ln_2_is_not_held_against_it(tmp_path):
+    lines = [line | {"loss": 25.0 - line["step"] / 10} for line in dpo_lines()]
+    folder = make_run(tmp_path / "ipo", lines)
+    found = Taken(page_of([folder]))
+    assert "ln 2" not in found.text and "Trouble would look like this: it does not fall" in found.text
+
+
+def test_faint_steps_and_their_mean_are_spoken_of_where_both_are_drawn(page, tmp_path):
+    assert "faint each step" in page.text
+    shorter = make_run(tmp_path / "short", dpo_lines(40))
+    assert "A line is training; dots" in Taken(page_of([shorter])).text
+    assert "A line is training; dots" in Taken(page_of([shorter, make_run(tmp_path / "again", dpo_lines(30))])).text
+
+
+def test_random_weights_without_likelihood_stand_out(tmp_path):
+    folder = make_run(tmp_path / "random", samples=[sample("IIIIIIII", "IIIIIIII")] * 4)
+    (folder / "run.json").write_text((folder / "run.json").read_text().replace('"init": ""', '"init": "random:tiny"'))
+    found = Taken(page_of([folder]))
+    assert "It began at random weights" in found.text and "4 of 4 answers repeat themselves" in found.text
+    assert found.of("a", href="#in-full") and found.of("details", id="in-full")
 
 
 def test_runs_of_one_name_are_told_apart(run, tmp_path):
@@ -301,6 +371,12 @@ def test_a_run_that_has_begun_shows_what_there_is(tmp_path):
         "1 of 60 steps of 8 pairs, not finished yet, with dpo(beta=0.1)" in found.text
         and "No answers yet" in found.text
     )
+    assert f"python dpo/evaluate.py --policy {tmp_path / 'begun'} lets" in found.text
+
+
+def test_the_path_in_a_command_is_one_word_of_a_shell_and_stays_text(tmp_path):
+    folder = make_run(tmp_path / "a <b>run", samples=[])
+    assert f"--policy '{folder}' lets" in Taken(page_of([folder])).text
 
 
 # what cannot be read

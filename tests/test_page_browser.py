@@ -92,6 +92,21 @@ def test_a_page_opens_without_a_word_and_shows_every_chart_within_its_width(open
     assert heard == []
 
 
+@pytest.mark.parametrize("viewport", [WIDE, NARROW], ids=["wide", "narrow"])
+def test_of_several_runs_the_results_are_in_view_however_long_the_paths_of_their_pairs(opened, tmp_path, viewport):
+    runs = [make_run(tmp_path / f"a-run-of-a-long-name-{number}", dpo_lines(4, 2), [], []) for number in range(2)]
+    for run in runs:
+        pairs = json.dumps(f"{'/far/away' * 20}/{run.name}.jsonl")
+        (run / "run.json").write_text((run / "run.json").read_text().replace('"pairs": ""', f'"pairs": {pairs}'))
+    (tmp_path / "report.html").write_text(page_of(runs), encoding="utf-8")
+    page, heard = opened((tmp_path / "report.html").as_uri(), viewport)
+    heads = page.locator(".wide tr:first-child th")
+    ends = {head.inner_text(): head.bounding_box() for head in heads.all()}
+    seen = {name for name, box in ends.items() if box["x"] + box["width"] <= viewport["width"]}
+    assert seen >= {"steps", "loss", "accuracy"} and "--pairs" in ends
+    assert page.evaluate("document.documentElement.scrollWidth") == viewport["width"] and heard == []
+
+
 def test_colours_follow_day_and_night(opened, address):
     found = []
     for scheme in ("light", "dark"):

@@ -141,6 +141,11 @@ def answered(before: str, after: str, **told) -> Sample:
         ("you are welcome! you are welcome! you are welcome!", True),
         ("the cat sat on the mat and the dog sat on the rug", False),
         ("no no no", False),
+        ("IIIIII", True),
+        ("abcabcabcabcabcabcabc", True),
+        ("Soooooo many letters stand in this answer that six of one are no loop", False),
+        ("1000000000", False),
+        ("Fill in: __________", False),
         ("", False),
     ],
 )
@@ -157,10 +162,31 @@ def test_signs_of_answers_compare_before_and_after():
     loop = answered("fine", "a b c a b c a b c", stopped=(True, False))
     quiet = [answered("fine", "fine")] * 9
     assert not signs.repeating([*quiet, loop]) and "2 of 11" in signs.repeating([*quiet, loop, loop])
-    assert not signs.repeating([answered(loop.after, loop.after)] * 9)
+    old = answered(loop.after, loop.after)
+    assert "9 of 9 answers repeat themselves; so did 9 before" in signs.repeating([old] * 9)
+    assert not signs.repeating([*quiet * 3, old, old]) and not signs.repeating([answered(loop.after, "fine")] * 9)
     assert "2 of 11" in signs.not_ending([*quiet, loop, loop]) and not signs.not_ending(quiet)
     assert "longer: 1.0 tokens before, 9.0" in signs.drifting([loop]) and not signs.drifting(quiet)
     assert "shorter" in signs.drifting([answered("one two three", "one")])
+
+
+@pytest.mark.parametrize(
+    "before, after, expected", [(9, 9, "9 did not before: the start"), (8, 6, "8 did not"), (8, 5, "")]
+)
+def test_that_most_answers_do_not_end_is_said_also_where_they_did_not_before(before, after, expected):
+    rows = [answered("a", "b", stopped=(number >= before, number >= after)) for number in range(10)]
+    assert expected in signs.not_ending(rows) and bool(signs.not_ending(rows)) == bool(expected)
+
+
+@pytest.mark.parametrize("init", ["random:tiny", "", "gpt2", "runs/random:tiny", None])
+@pytest.mark.parametrize("loss", ["dpo(beta=0.1)", "ipo", "dpo + 0.2*sft", "sft", "orpo(beta=0.1)", "cpo", ""])
+def test_random_weights_and_a_loss_that_only_compares_are_said(init, loss):
+    said = signs.untaught({"flags": {"init": init}, "settings": {"loss": loss}})
+    assert bool(said) == (init == "random:tiny" and loss in ("dpo(beta=0.1)", "ipo"))
+
+
+def test_a_loss_of_which_the_flags_alone_tell_is_known_too():
+    assert signs.untaught({"flags": {"init": "random:tiny", "loss": "dpo"}}) and not signs.untaught({})
 
 
 def test_answers_became_wrong_only_where_a_coin_for_each_does_not_explain_it():

@@ -34,10 +34,15 @@ def run(tmp_path) -> Path:
 def test_the_command_writes_the_page_beside_the_run_or_where_it_is_told(run, tmp_path, capsys, monkeypatch):
     assert command(run) == 0 and Taken((run / "report.html").read_text()).of("svg")
     assert str(run / "report.html") in capsys.readouterr().out
-    monkeypatch.chdir(tmp_path)
-    other = make_run(tmp_path / "other")
+    elsewhere, other = tmp_path / "elsewhere", make_run(tmp_path / "deep/other")
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
     assert command(run, other) == 0 and "2 runs" in (tmp_path / "report.html").read_text()
-    assert command(run, "--out", "there/page.html") == 0 and (tmp_path / "there/page.html").exists()
+    assert command("../deep/other", "../run") == 0 and (tmp_path / "deep/report.html").exists()
+    assert not list(elsewhere.iterdir()) and str(Path("../deep/report.html")) in capsys.readouterr().out
+    monkeypatch.chdir(other)  # named ".", it is not its own parent
+    assert command(".", run) == 0 and not (other / "report.html").exists()
+    assert command(run, "--out", "there/page.html") == 0 and (other / "there/page.html").exists()
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,8 @@ def paragraph(run: Run) -> Html:
     if isinstance(count := run.record.get("processes"), int):
         pieces.append(f"{count} process{'es' * (count > 1)}{' (FSDP2)' * bool(flags.get('shard'))}, ")
     pieces.append(f"{settings.get('precision', 'unknown precision')}, seed {flags.get('seed', 'unknown')}.")
-    if held_out := run.metrics.curve("pairs", "held-out")[1]:
-        pieces.append(f" {int(held_out[-1]):,} pairs were held out.")
+    if run.held_out:
+        pieces.append(f" {run.held_out:,} pairs were held out.")
     return tag("p", *pieces, class_="lead")
 
 
@@ -43,7 +43,9 @@ def in_full(run: Run) -> Html:
 
 
 def said(value) -> str:
-    """A flag or a setting; a dash for one that is not set."""
-    if value is None or value == "":
+    """A flag or a setting; a dash for one that is not set, or holds nothing."""
+    if value is None or value == "" or value == []:
         return "\N{EN DASH}"
+    if isinstance(value, list):
+        return ", ".join(map(said, value))
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -21,7 +21,7 @@ class Line(NamedTuple):
 
 
 class Chart(NamedTuple):
-    """name: its id. reading: how to read it. warning: what trouble looks like; `signs` look for it."""
+    """name: its id. reading: how to read it. warning: what trouble looks like, from within a sentence; `signs` look for it."""
 
     name: str
     title: str
@@ -34,6 +34,9 @@ class Chart(NamedTuple):
 
 
 CHOSEN, REJECTED = "chosen", "rejected"
+BY_HEART = "it rises on held-out pairs while it falls in training, pairs are learned by heart."
+# How a loss is to be read that begins elsewhere than at ln 2
+ELSEWHERE = ("It falls from where it began.", f"it does not fall, nothing is learned; or {BY_HEART}")
 
 
 def _both(metric: str) -> tuple[Line, ...]:
@@ -46,8 +49,7 @@ CHARTS = (
         "Loss",
         (Line("loss"),),
         "It falls from where it began. DPO's own begins at ln 2 = 0.693, where both answers of a pair have gained as much.",
-        "It stays at ln 2: nothing is learned. Or it rises on held-out pairs while it falls in training: pairs are learned "
-        "by heart.",
+        f"it stays at ln 2, nothing is learned; or {BY_HEART}",
         (signs.stuck, signs.by_heart),
         signs.LN_2,
         "ln 2",
@@ -57,17 +59,17 @@ CHARTS = (
         "Rewards, nats × beta",
         _both("rewards"),
         "How much likelier an answer became than it was to the reference. The loss sees only the gap between the two.",
-        "Both fall, the rejected one faster: the gap grows while good answers are unlearned. A term of likelihood "
+        "both fall, the rejected one faster: the gap grows while good answers are unlearned. A term of likelihood "
         "(+ 0.2*sft), a higher beta or a lower rate holds them.",
         (signs.collapsing,),
         0.0,
     ),
     Chart(
         "margins",
-        "Margin",
+        "Margin, nats × beta",
         (Line("rewards/margins"),),
         "The gap: the chosen reward less the rejected one. It grows from 0.",
-        "It goes on growing for long after accuracy has reached its end: the policy only moves further from the reference.",
+        "it goes on growing for long after accuracy has reached its end: the policy only moves further from the reference.",
         (signs.racing,),
         0.0,
     ),
@@ -76,7 +78,7 @@ CHARTS = (
         "Accuracy",
         (Line("rewards/accuracies"),),
         "Of all pairs, how many have the larger reward at the chosen answer; before the first update one half, all being ties.",
-        "It is below one half: pairs are ranked the wrong way round, or their sides were swapped.",
+        "it is below one half: pairs are ranked the wrong way round, or their sides were swapped.",
         (signs.below_chance,),
         0.5,
         "chance",
@@ -87,7 +89,7 @@ CHARTS = (
         _both("logps"),
         "How likely the policy itself finds the answers, end-of-text included. In training it jumps with the answers of each "
         "step; held-out pairs are the same every time. That the chosen one falls a little is usual with DPO.",
-        "The chosen answers become much less likely than they were: probability went to answers that nobody compared.",
+        "the chosen answers become much less likely than they were: probability went to answers that nobody compared.",
         (signs.collapsing,),
     ),
     Chart(
@@ -95,7 +97,7 @@ CHARTS = (
         "Length in the data, tokens",
         _both("length"),
         "Of the pairs, not of what the model writes. Sums of log-probabilities reward length where one side is longer.",
-        "Chosen answers are much longer or shorter than rejected ones: length is then learned before anything else.",
+        "chosen answers are much longer or shorter than rejected ones: length is then learned before anything else.",
         (signs.lengths_differ,),
     ),
     Chart(
@@ -103,7 +105,7 @@ CHARTS = (
         "Norm of the gradient",
         (Line("grad_norm"),),
         "Before clipping. It is largest early and shrinks as pairs are told apart.",
-        "It grows tenfold and stays there, or spikes: the rate is too high, or some pairs are broken.",
+        "it grows tenfold and stays there, or spikes: the rate is too high, or some pairs are broken.",
         (signs.exploding,),
     ),
     Chart(
@@ -117,14 +119,17 @@ CHARTS = (
         "Pairs a second",
         (Line("pairs_per_second"),),
         "Of all processes together, evaluations and checkpoints left out.",
-        "It falls to half and stays there: the machine has other work, or is too hot.",
+        "it falls to half and stays there: the machine has other work, or is too hot.",
         (signs.slowing,),
     ),
 )
 
 
 def charts_of(metrics: list[Metrics]) -> list[Chart]:
-    """The charts of which some of these runs have a curve; behind the loss its terms, where it is a sum."""
+    """The charts of which some of these runs have a curve; behind the loss its terms, where it is a sum.
+
+    Of ln 2 speak those alone in which a curve begins there.
+    """
     there = {name for one in metrics for name in one.names()}
     found = [one._replace(lines=tuple(line for line in one.lines if line.metric in there)) for one in CHARTS]
     found = [one for one in found if one.lines]
@@ -135,12 +140,23 @@ def charts_of(metrics: list[Metrics]) -> list[Chart]:
         )
         reading = "Each before its weight. Where one falls while another rises, the weights decide between them."
         found.insert(1, Chart("terms", "Terms of the loss", lines, reading, level=signs.LN_2, note="ln 2"))
-    return found
+    return [_without_ln_2(one) if one.note == "ln 2" and not _begins_at_ln_2(one, metrics) else one for one in found]
+
+
+def _begins_at_ln_2(chart: Chart, metrics: list[Metrics]) -> bool:
+    firsts = [values[0] for one in metrics for line in chart.lines if (values := one.curve(line.metric)[1])]
+    return any(abs(first - signs.LN_2) < 0.01 for first in firsts)
+
+
+def _without_ln_2(chart: Chart) -> Chart:
+    chart = chart._replace(level=None, note="")
+    return chart._replace(reading=ELSEWHERE[0], warning=ELSEWHERE[1]) if chart.name == "loss" else chart
 
 
 def signs_of(run: Run) -> dict[str, list[str]]:
     """Of each sign of trouble that there is the sentence, and where it is seen: {"sentence": ["rewards", "logps"]}."""
-    found = {sentence: ["answers"] for sign in signs.OF_ANSWERS if (sentence := sign(run.samples))}
+    found = {sentence: ["in-full"]} if (sentence := signs.untaught(run.record)) else {}
+    found |= {sentence: ["answers"] for sign in signs.OF_ANSWERS if (sentence := sign(run.samples))}
     for chart in charts_of([run.metrics]):
         for sign in chart.signs:
             if sentence := sign(run.metrics):

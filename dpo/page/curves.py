@@ -35,10 +35,10 @@ def chart(shown: Chart, metrics: Sequence[Metrics]) -> Html:
         for line in shown.lines:
             color = COLORS[line.color if alone else f"run-{number % RUNS}"]
             _curves(axes, one, line, color, None if alone else number // RUNS)
-    if (level := _level(shown, metrics)) is not None:
-        axes.axhline(level, color=COLORS["grey"], linewidth=0.8, linestyle=(0, (2, 2)), zorder=1)
+    if shown.level is not None:
+        axes.axhline(shown.level, color=COLORS["grey"], linewidth=0.8, linestyle=(0, (2, 2)), zorder=1)
         axes.annotate(
-            shown.note, (1, level), xycoords=("axes fraction", "data"), xytext=(0, 3), textcoords="offset points",
+            shown.note, (1, shown.level), xycoords=("axes fraction", "data"), xytext=(0, 3), textcoords="offset points",
             ha="right", size=9, color=COLORS["grey"],
         )  # fmt: skip
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=STEPS, integer=True))
@@ -80,7 +80,7 @@ def _empty() -> tuple[Figure, Axes]:
 def _curves(axes: Axes, metrics: Metrics, line: Line, color: str, of_several: int | None) -> None:
     """of_several: the round of colours of one of several runs; None for a run alone."""
     steps, values = thinned(*metrics.curve(line.metric))
-    if line.noisy and len(steps) > 2 * SMOOTH:
+    if is_smoothed(line, metrics):
         if of_several is None:  # the noise of several would hide them all
             axes.plot(steps, values, color=color, linewidth=0.8, alpha=0.28)
         values = smoothed(values)
@@ -90,12 +90,9 @@ def _curves(axes: Axes, metrics: Metrics, line: Line, color: str, of_several: in
     axes.plot(steps, values, "o", color=color, markersize=4.5)
 
 
-def _level(shown: Chart, metrics: Sequence[Metrics]) -> float | None:
-    """The level, where it says something: 0 and chance always do, ln 2 where a loss begins there."""
-    if shown.level is None or shown.note != "ln 2":
-        return shown.level
-    firsts = [values[0] for one in metrics for line in shown.lines if (values := one.curve(line.metric)[1])]
-    return shown.level if any(abs(first - shown.level) < 0.01 for first in firsts) else None
+def is_smoothed(line: Line, metrics: Metrics) -> bool:
+    """Whether the line is a mean over some steps: of so many steps that it says more than each of them."""
+    return line.noisy and len(metrics.curve(line.metric)[0]) > 2 * SMOOTH
 
 
 def thinned(steps: Sequence[int], values: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:

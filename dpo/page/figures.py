@@ -20,7 +20,10 @@ HELD_OUT = {
     "logps/rejected": ("log π(rejected)", "nats"),
 }
 # Flags that change nothing of what is learned, or that have a column of their own
-RUNNING = "out steps resume dry_run eval_every log_every save_every save_minutes keep timeout debug".split()
+RUNNING = (
+    "out steps resume dry_run device eval_every log_every log_to save_every save_minutes keep timeout debug".split()
+)
+PATHS = ("pairs", "init", "reference")
 COMPARED = ("loss", "rewards/accuracies", "rewards/margins", "logps/chosen")
 ANSWERS = ("courteous", "rude", "correct", "stopped", "length")
 
@@ -51,7 +54,7 @@ def _changes(notes: dict[str, str], before: dict, after: dict) -> list[Html]:
 
 
 def overview(runs: Sequence[Run]) -> Html:
-    """Several runs as one table: what differs between their flags, and where they ended on held-out pairs."""
+    """Several runs as one table: where they ended on held-out pairs, and what differs between their flags."""
     given = [part(run.record, "flags") for run in runs]
     keys = [key for key in dict.fromkeys(k for one in given for k in one) if key not in RUNNING]
     differ = [key for key in keys if len({said(one.get(key)) for one in given}) > 1]
@@ -59,14 +62,34 @@ def overview(runs: Sequence[Run]) -> Html:
     ended |= {name: [figure(part(run.evaluation, "after"), name) for run in runs] for name in ANSWERS}
     ended = {short: values for short, values in ended.items() if any(value is not None for value in values)}
     flagged = (tag("th", tag("code", f"--{key.replace('_', '-')}"), class_="flag") for key in differ)
-    head = tag("tr", tag("th"), *flagged, *(tag("th", word) for word in ("steps", *ended)))
+    columns = {key: [said(one.get(key)) for one in given] for key in differ}
+    shown = {key: short(column) if key in PATHS else column for key, column in columns.items()}
+    head = tag("tr", tag("th"), *(tag("th", word) for word in ("steps", *ended)), *flagged)
     rows = []
-    for number, (run, flags) in enumerate(zip(runs, given)):
-        cells = [tag("td", tag("code", said(flags.get(key)))) for key in differ]
-        cells.append(tag("td", f"{run.steps[0]:,}", class_="number"))
+    for number, run in enumerate(runs):
+        cells = [tag("td", _steps(run), class_="number")]
         cells += [_cell(values[number]) for values in ended.values()]
+        for key in differ:
+            full, brief = columns[key][number], shown[key][number]
+            cells.append(tag("td", tag("code", brief, title=None if brief == full else full)))
         rows.append(tag("tr", tag("th", run_swatch(number), run.name), *cells))
     return tag("div", tag("table", head, *rows, class_="figures wide"), class_="scroll")
+
+
+def short(paths: Sequence[str]) -> list[str]:
+    """The paths without their folders, but for those folders that tell two of them apart."""
+    parts = [path.rstrip("/").split("/") for path in paths]
+    different = len(set(map(tuple, parts)))
+    for length in range(1, max(map(len, parts), default=0)):
+        tails = ["/".join(one[-length:]) for one in parts]
+        if len(set(tails)) == different:
+            return tails
+    return list(paths)
+
+
+def _steps(run: Run) -> str:
+    done, planned = run.steps
+    return f"{done:,} of {planned:,}" if done < planned else f"{done:,}"
 
 
 def swatch(color: str, thin: bool = False) -> Html:

@@ -6,6 +6,7 @@ one script, which asks the server that it came from for the page anew.
 
 import base64
 import hashlib
+import shlex
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 from dpo.page.about import in_full, paragraph
 from dpo.page.answers import answers
 from dpo.page.charts import Chart, charts_of, signs_of
-from dpo.page.curves import chart
+from dpo.page.curves import chart, is_smoothed
 from dpo.page.figures import figures, overview, run_swatch, swatch
 from dpo.page.markup import Html, joined, tag
 from dpo.page.reading import Run, own_name, read_run, run_folders
@@ -70,14 +71,14 @@ def _hash(content: str) -> str:
 
 def _one(run: Run) -> Html:
     shown = signs_of(run)
-    before_after, spread = figures(run), margins(run.pairs)
+    before_after, spread = figures(run), margins(run.pairs, run.held_out)
     how = tag("div", spread, tag("div", tag("p", HOW, class_="hint"), legend()), class_="beside")
     tokens = joined(how, token_view(run.pairs)) if run.pairs else None
     return joined(
         tag("header", tag("h1", run.name), paragraph(run), in_full(run) if run.record else None),
         _section("signs", "What stands out", _signs(shown)),
         _section("figures", "Before and after", before_after) if before_after else None,
-        _section("curves", "Curves", _key(None), _charts([run], shown)),
+        _section("curves", "Curves", _key([run]), _charts([run], shown)),
         _section("tokens", "Where training acted", tokens) if tokens else None,
         _section("answers", "Answers, before and after", _answers(run)),
     )
@@ -85,7 +86,7 @@ def _one(run: Run) -> Html:
 
 def _answers(run: Run) -> Html:
     if not run.samples:
-        how = "python dpo/evaluate.py --policy RUN"
+        how = f"python dpo/evaluate.py --policy {shlex.quote(run.path)}"
         return tag(
             "p", "No answers yet: ", tag("code", how), " lets both models answer the held-out prompts.", class_="hint"
         )
@@ -113,13 +114,15 @@ def _signs(shown: dict[str, list[str]], linked: bool = True) -> Html:
     return tag("ul", *items, class_="signs")
 
 
-def _key(runs: Sequence[Run] | None) -> Html:
-    if not runs:
-        how = "A line is training, faint each step, strong their mean; dots are held-out pairs."
-        return tag("p", how, class_="hint")
+def _key(runs: Sequence[Run]) -> Html:
+    metrics = [run.metrics for run in runs]
+    lines = [line for one in charts_of(metrics) for line in one.lines]
+    means = any(is_smoothed(line, one) for line in lines for one in metrics)
+    alone = len(runs) == 1
+    mean = (", faint each step, strong their mean" if alone else ", the mean over some steps") * means
+    how = tag("p", f"A line is training{mean}; dots are held-out pairs.", class_="hint")
     names = [tag("span", run_swatch(number), run.name) for number, run in enumerate(runs)]
-    how = "A line is training, the mean over some steps; dots are held-out pairs."
-    return joined(tag("p", *names, class_="key"), tag("p", how, class_="hint"))
+    return how if alone else joined(tag("p", *names, class_="key"), how)
 
 
 def _charts(runs: Sequence[Run], shown: dict[str, list[str]]) -> Html:
@@ -136,7 +139,8 @@ def _card(one: Chart, svg: Html, sentences: Sequence[str], alone: bool) -> Html:
         tag("span", swatch(line.color if alone else "ink", line.thin and not alone), line.label) for line in one.lines
     ]
     key = tag("p", *keys, class_="key") if len(keys) > 1 else None
-    said = [tag("b", "Seen here: "), " ".join(sentences)] if sentences else [tag("b", "A warning: "), one.warning]
+    usual = ["Trouble would look like this: ", one.warning]
+    said = [tag("b", "Seen here: "), " ".join(sentences)] if sentences else usual
     warning = tag("p", *said, class_="warning on" if sentences else "warning") if one.warning else None
     return tag(
         "figure",

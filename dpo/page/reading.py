@@ -81,6 +81,13 @@ class Run(NamedTuple):
     evaluation: dict
     samples: list[Sample]
     pairs: list[Pair]
+    path: str = ""  # its folder, as it was named
+
+    @property
+    def held_out(self) -> int:
+        """How many pairs were held out; 0 where that is not known."""
+        _, counts = self.metrics.curve("pairs", "held-out")
+        return int(counts[-1]) if counts else 0
 
     @property
     def steps(self) -> tuple[int, int]:
@@ -118,7 +125,7 @@ def read_run(path: Path, name: str = "") -> Run:
     )
     samples = [_sample(row.value, f"{folder.samples}, line {row.number}") for row in _rows(folder.samples)]
     pairs = [_pair(row.value, f"{folder.tokens}, line {row.number}") for row in _rows(folder.tokens)]
-    return Run(name or own_name(path), record, Metrics(folder.all_metrics()), evaluation, samples, pairs)
+    return Run(name or own_name(path), record, Metrics(folder.all_metrics()), evaluation, samples, pairs, str(path))
 
 
 def own_name(path: Path) -> str:

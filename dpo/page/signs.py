@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from statistics import fmean, median
 from typing import NamedTuple
 
-from dpo.page.reading import Metrics, Sample
+from dpo.page.reading import Metrics, Sample, part
 
 LN_2 = math.log(2)
 ENOUGH = 20  # steps below which a curve says nothing
@@ -19,6 +19,11 @@ RISEN = 0.05  # of the loss on held-out pairs, above its lowest
 FALLEN = 0.05  # of the log-probability of chosen answers; and a nat at least
 LOOP = 3  # words and signs in a row
 LOOPING = 0.3  # of these, how many were there before in an answer that goes round in circles
+LETTERS = re.compile(
+    r"([^\W\d_]{1,4}?)\1{5,}"
+)  # the same few letters six times and more: IIIIII, one word to the above
+SOME, MANY = 0.02, 0.1  # of all answers: what is said where it is new, and what is said though it was there before
+LIKELIHOOD = re.compile(r"\b(sft|orpo|cpo)\b")  # losses that make the chosen answer likelier for its own sake
 
 
 class Change(NamedTuple):
@@ -30,8 +35,8 @@ class Change(NamedTuple):
 
 def _ends(values: Sequence[float]) -> tuple[float, float]:
     """The mean of the first and of the last part."""
-    part = max(1, len(values) // PART)
-    return fmean(values[:part]), fmean(values[-part:])
+    share = max(1, len(values) // PART)
+    return fmean(values[:share]), fmean(values[-share:])
 
 
 def stuck(metrics: Metrics) -> str:
@@ -116,8 +121,8 @@ def below_chance(metrics: Metrics) -> str:
         (_, accuracy), (_, pairs) = metrics.curve("rewards/accuracies"), metrics.curve("pairs")
         if len(accuracy) < ENOUGH or len(pairs) != len(accuracy):
             return ""
-        part = len(accuracy) // PART
-        rate, count, of = fmean(accuracy[-part:]), sum(pairs[-part:]), "the last pairs trained on"
+        share = len(accuracy) // PART
+        rate, count, of = fmean(accuracy[-share:]), sum(pairs[-share:]), "the last pairs trained on"
     if rate < 0.5 - 2 * math.sqrt(0.25 / max(count, 1)):
         return f"Of {of} {rate:.3f} are ranked right, fewer than by chance: chosen and rejected may be swapped in the data."
     return ""
@@ -161,8 +166,23 @@ def slowing(metrics: Metrics) -> str:
 def _middles(metrics: Metrics, name: str) -> tuple[float, float]:
     """The medians of the first and of the last part of the training, which single steps do not move; 0 for too few steps."""
     _, values = metrics.curve(name)
-    part = len(values) // PART
-    return (median(values[:part]), median(values[-part:])) if len(values) >= ENOUGH else (0.0, 0.0)
+    share = len(values) // PART
+    return (median(values[:share]), median(values[-share:])) if len(values) >= ENOUGH else (0.0, 0.0)
+
+
+# what was run
+
+
+def untaught(record: dict) -> str:
+    """A start from random weights, with a loss that only compares."""
+    flags, settings = part(record, "flags"), part(record, "settings")
+    loss = str(settings.get("loss") or flags.get("loss") or "")
+    if loss and str(flags.get("init")).startswith("random:") and not LIKELIHOOD.search(loss):
+        return (
+            "It began at random weights, with a loss without a term of likelihood: such a loss moves probability among "
+            "answers that a model can already give, and teaches none. Train with --loss sft first, or add + 0.2*sft."
+        )
+    return ""
 
 
 # answers
@@ -170,7 +190,9 @@ def _middles(metrics: Metrics, name: str) -> tuple[float, float]:
 
 def is_looping(text: str) -> bool:
     """Whether an answer goes round in circles: of its runs of LOOP words, how many stood in it before (seq-rep-n of
-    Welleck et al. 2019, arXiv 1908.04319)."""
+    Welleck et al. 2019, arXiv 1908.04319); or of its letters, how many are the same few again and again."""
+    if sum(len(found[0]) for found in LETTERS.finditer(text)) > LOOPING * len(text):
+        return True
     words = re.findall(r"\w+|[^\w\s]", text)
     runs = [tuple(words[i : i + LOOP]) for i in range(len(words) - LOOP + 1)]
     return len(runs) > LOOP and 1 - len(set(runs)) / len(runs) > LOOPING
@@ -190,10 +212,15 @@ def fewer_correct(samples: Sequence[Sample]) -> str:
 
 
 def repeating(samples: Sequence[Sample]) -> str:
-    """More answers go round in circles than before."""
+    """More answers go round in circles than before, or many did and do."""
     before, after = (sum(map(is_looping, texts)) for texts in ([s.before for s in samples], [s.after for s in samples]))
-    if after >= max(2, 0.02 * len(samples)) and after > 2 * before:
+    if after >= max(2, SOME * len(samples)) and after > 2 * before:
         return f"{after:,} of {len(samples):,} answers repeat themselves, {before:,} did before."
+    if after >= max(2, MANY * len(samples)):
+        return (
+            f"{after:,} of {len(samples):,} answers repeat themselves; so did {before:,} before, as the start "
+            "had it already."
+        )
     return ""
 
 
@@ -210,12 +237,17 @@ def drifting(samples: Sequence[Sample]) -> str:
 
 
 def not_ending(samples: Sequence[Sample]) -> str:
-    """Answers that no longer end."""
+    """Answers that no longer end, or of which most do not, as they did not before."""
     found = [sample.stopped for sample in samples if sample.stopped is not None]
     before, after = (sum(not ended for ended in side) for side in zip(*found)) if found else (0, 0)
-    if after >= max(2, 0.02 * len(found)) and after > 2 * before:
+    if after < max(2, SOME * len(found)) or after <= min(2 * before, len(found) / 2):
+        return ""
+    if after > 2 * before:
         return f"{after:,} of {len(found):,} answers did not end within the tokens allowed, {before:,} did not before."
-    return ""
+    return (
+        f"{after:,} of {len(found):,} answers did not end within the tokens allowed; {before:,} did not before: the start "
+        "hardly knew how to end one, which --loss sft teaches."
+    )
 
 
 OF_ANSWERS = (fewer_correct, repeating, not_ending, drifting)

@@ -19,17 +19,21 @@ LONGEST = 600  # tokens of an answer that are shown
 ENDS = "<|endoftext|>"
 
 
-def margins(pairs: Sequence[Pair]) -> Html | None:
-    """How the margins of the pairs are spread; None where fewer than two have one."""
+def margins(pairs: Sequence[Pair], held_out: int) -> Html | None:
+    """How the margins of these of the held-out pairs are spread; None where fewer than two have one."""
     known = [pair.margin for pair in pairs if pair.margin is not None]
     if len(known) < 2:
         return None
     wrong = sum(margin < 0 for margin in known)
-    said = (
-        f"{len(known):,} held-out pairs, {wrong:,} of them ranked wrong (below 0). The best and the worst stand below."
-    )
+    some = f"{len(known):,} of the {held_out:,}" if held_out > len(known) else f"{len(known):,}"
+    said = f"{some} held-out pairs, {wrong:,} of these ranked wrong (below 0). The best and the worst stand below."
     return tag(
-        "figure", tag("h3", "Margin of each pair"), curves.margins(known), tag("p", said), class_="card", id="spread"
+        "figure",
+        tag("h3", "Margin of each pair, nats × beta"),
+        curves.margins(known),
+        tag("p", said),
+        class_="card",
+        id="spread",
     )
 
 
@@ -64,12 +68,16 @@ def legend() -> Html:
     words = [f"{MINUS}{value:g}" for value in reversed(LEVELS)] + [f"+{value:g}" for value in LEVELS]
     swatches = [tag("span", word, class_=f"token {name}") for name, word in zip(names, words)]
     return tag(
-        "p", "less likely ", *swatches, " likelier than to the reference, by so many nats or more", class_="legend"
+        "p",
+        "change of log π, in nats: less likely ",
+        *swatches,
+        " likelier than to the reference, by so many or more",
+        class_="legend",
     )
 
 
 def _pair(pair: Pair) -> Html:
-    margin = None if pair.margin is None else tag("span", f"margin {signed(pair.margin)}", class_="note")
+    margin = None if pair.margin is None else tag("span", f"margin {signed(pair.margin)} nats × beta", class_="note")
     row = tag("span", f"row {pair.row}", class_="note") if pair.row else None
     return tag(
         "article",
