@@ -21,7 +21,7 @@ from data.census import Census
 from data.findings import Line, findings
 from data.pairs import Pair, nothing_left, stream_pairs
 from data.rules import TINY
-from gpt.command import UserError, argument, check_range, flag
+from gpt.command import UserError, argument, check_range, flag, pip_install
 from gpt.config_json import read_config
 from gpt.files import whole
 from gpt.tokenizer import Tokenizer
@@ -86,7 +86,7 @@ def _drawing(path: str) -> Callable[..., bytes] | None:
     except ModuleNotFoundError as error:
         if error.name != "matplotlib":
             raise
-        raise UserError("--picture: matplotlib, which draws, is not installed; pip install matplotlib") from None
+        raise UserError(f"--picture: matplotlib, which draws, is not installed; {pip_install('matplotlib')}") from None
     return drawn
 
 

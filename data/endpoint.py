@@ -21,7 +21,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from gpt.command import UserError
+from gpt.command import UserError, pip_install
 from gpt.untrusted import printing
 
 OLLAMA = "http://localhost:11434/v1"
@@ -74,7 +74,7 @@ class Endpoint:
         try:
             import openai
         except ImportError:
-            raise UserError("an LLM is asked through the openai client: pip install openai") from None
+            raise UserError(f"an LLM is asked through the openai client: {pip_install('openai')}") from None
         self.model, self.address, self.timeout = model, check_address(address), timeout
         self.has_replied = False
         self._openai, self._key = openai, os.environ.get("OPENAI_API_KEY", "").strip()

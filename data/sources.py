@@ -20,7 +20,7 @@ from typing import BinaryIO, NamedTuple, cast
 
 from data.first_bytes import packing
 from data.reading import Row, is_hub, opened, rows_in
-from gpt.command import UserError
+from gpt.command import UserError, pip_install
 from gpt.untrusted import printing
 
 SAFE = {"pyarrow": "14.0.1", "datasets": "4"}  # as setup.cfg asks for; those before run code that a file brings along
@@ -111,7 +111,7 @@ def _parquet(path: Path, file: BufferedReader, stack: ExitStack) -> Source:
 
 
 def _install(package: str) -> str:
-    return f"pip install '{package}>={SAFE[package]}'"
+    return pip_install(f"'{package}>={SAFE[package]}'")
 
 
 def _check_version(package: ModuleType, name: str) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from dpo.examples import EMBEDDED
 from dpo.job import Job
-from dpo.run_folder import SHOWN, RunFolder
+from dpo.run_folder import SHOWN, RunFolder, figure
 from gpt.hub import is_hub_name
 
 CARD = """---
@@ -61,7 +61,11 @@ def _figures(lines: list[dict]) -> str:
     if not lines:
         return ""
     first, last = lines[0], lines[-1]
-    rows = [f"| {short} | {first[long]:.4g} | {last[long]:.4g} |" for short, long in SHOWN.items() if long in last]
+    rows = [
+        f"| {short} | {figure(first[long], 4)} | {figure(last[long], 4)} |"
+        for short, long in SHOWN.items()
+        if long in last
+    ]
     head = f"\n| held-out pairs | step {first['step']} | step {last['step']} |\n|---|---|---|\n"
     note = (
         "\n\nAccuracy: how often the chosen answer gained more log-probability than the rejected one, a tie one half."

@@ -1,7 +1,7 @@
 """Ask a model, or two side by side: each line is an instruction, put into the template that the pairs have.
 
-    python dpo/chat.py runs/demo
-    python dpo/chat.py runs/demo --compare data/tiny
+    python dpo/chat.py runs/NAME
+    python dpo/chat.py runs/NAME --compare data/tiny
 
 Every question stands alone: a model tuned on single instructions has learned to answer one.
 """
@@ -29,7 +29,7 @@ INPUT = " | "  # between an instruction and its input, as in: Write it in the pl
 class Flags(AnswerFlags):
     """Ask a model, a line an instruction: "Spell out both numbers. | 6 and 10" (what follows | is the input).
 
-    python dpo/chat.py runs/demo --compare data/tiny
+    python dpo/chat.py runs/NAME --compare data/tiny
     """
 
     model: str = argument("run folder, model folder, random:SIZE or name on the Hugging Face Hub")

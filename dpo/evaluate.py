@@ -1,7 +1,7 @@
 """What did training change? The start and the trained model on the same held-out pairs and prompts, side by side.
 
-    python dpo/evaluate.py --policy runs/demo
-    python dpo/evaluate.py --policy runs/demo --reference gpt2 --pairs pairs.jsonl > scores.jsonl     # dpo/score.py
+    python dpo/evaluate.py --policy runs/NAME
+    python dpo/evaluate.py --policy runs/NAME --reference gpt2 --pairs pairs.jsonl > scores.jsonl     # dpo/score.py
 
 Of every held-out pair: the loss, which answer became likelier, by how much. Of every held-out prompt: the answer that
 both models give, decoded greedily. For the embedded tasks, whose right answers a rule knows: the rates of courteous,
@@ -44,7 +44,7 @@ from gpt.weights import fingerprint
 class Flags(JudgeFlags):
     """Compare a trained model with its start, on held-out pairs and prompts, or score the pairs of a file.
 
-    python dpo/evaluate.py --policy runs/demo
+    python dpo/evaluate.py --policy runs/NAME
     python dpo/evaluate.py --policy A --reference B --pairs FILE    # a JSON line for each pair
     """
 

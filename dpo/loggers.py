@@ -16,7 +16,7 @@ from io import StringIO
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from gpt.command import Notice, UserError
+from gpt.command import Notice, UserError, pip_install
 from gpt.files import whole
 from gpt.untrusted import read_json, shown
 
@@ -50,7 +50,7 @@ def check_loggers(names: Collection[str]) -> None:
     """Raises UserError for a logger whose package is missing, or that nobody is logged in to."""
     for name in names:
         if find_spec(name) is None:
-            raise UserError(f"--log-to {name}: the package is not installed; pip install {name}")
+            raise UserError(f"--log-to {name}: the package is not installed; {pip_install(name)}")
     if "wandb" in names:
         _check_login()
 

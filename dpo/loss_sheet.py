@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from gpt.command import UserError, flag, run
+from gpt.command import UserError, flag, pip_install, run
 from gpt.files import whole
 
 KINDS = (".svg", ".pdf", ".png")
@@ -40,7 +40,7 @@ def main(flags: Flags) -> None:
     except ModuleNotFoundError as error:
         if error.name != "matplotlib":
             raise
-        raise UserError("matplotlib, which draws, is not installed; pip install matplotlib") from None
+        raise UserError(f"matplotlib, which draws, is not installed; {pip_install('matplotlib')}") from None
     # letters stay letters: a smaller file, in whose text one can search. The same losses give the same bytes
     fonts = ["DejaVu Sans", "Helvetica", "Arial", "sans-serif"]
     style = {"svg.fonttype": "none", "svg.hashsalt": "losses", "font.sans-serif": fonts}

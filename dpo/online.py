@@ -120,7 +120,7 @@ def main(flags: Flags) -> int:
         try:
             failed = play(Ground(begun(flags, before, out), out, score, held_out, stop))
         except Stopped:
-            print(f"stopped by a signal; continue with --resume --out {out.path}", flush=True)
+            print(f"stopped by a signal; continue with the same command with --resume --out {out.path}", flush=True)
             return 143
         except TrainingFailed as training:
             return training.args[0]

@@ -50,10 +50,15 @@ class LeftOff(NamedTuple):
         free = ("micro", "tokens")  # how a step is cut, which changes its rounding alone
         known = [name for name in settings if name in before and name not in free]
         differ = [name for name in known if settings[name] != before[name]]
+        if {"held_out", "max_length", "tokenizer_sha256"} & set(
+            differ
+        ):  # with which other tokens are met in the same file
+            differ = [name for name in differ if name not in ("pairs_sha256", "held_out_sha256")]
         if self.path and differ:
+            said = dict.fromkeys(_told(name, before[name], settings[name]) for name in differ)
             raise UserError(
-                f"--resume: {', '.join(differ)} differ from what {folder.path} was started with; "
-                "give the same flags, or a new --out"
+                f"--resume: {folder.path} was started with other flags: {', '.join(said)}; "
+                "give the same, or a new --out"
             )
 
     def told_of(self, reference: Reference | Moving, settings: dict) -> str:
@@ -65,6 +70,25 @@ class LeftOff(NamedTuple):
         settings["reference_numbers"] = now
         other = "" if before in (None, now) else "; by rounding it says other numbers than before, and so will the run"
         return reference.described + other
+
+
+# Whose contents a hash stands for, by the flag that names it
+HASHED = {
+    "tokenizer_sha256": "--init (another model)",
+    "init_sha256": "--init (another model)",
+    "reference_sha256": "--reference (another model)",
+    "pairs_sha256": "--pairs (other pairs)",
+    "held_out_sha256": "--pairs (other pairs)",
+    "margins_sha256": "--pairs (other margins)",
+}
+
+
+def _told(name: str, before: object, now: object) -> str:
+    """A setting that is not what it was, as the flag that made it."""
+    if name in HASHED:
+        return HASHED[name]
+    then, this = ("unset" if value is None else value for value in (before, now))
+    return f"--{name.replace('_', '-')} {this} (it was {then})"
 
 
 def resumes(asked: bool, world: World) -> bool:

@@ -172,11 +172,8 @@ class RunFolder:
         lines = self.held_out_metrics()
         names = [name for name in SHOWN.values() if lines and name in lines[-1]]
         short = {long: short for short, long in SHOWN.items()}
-
-        def figure(line: dict, name: str) -> str:
-            return f"{round(line[name], 6):.4g}"  # a margin of 1e-9 is rounding
-
-        return ", ".join(f"{short[name]} {figure(lines[0], name)} to {figure(lines[-1], name)}" for name in names)
+        figures = {name: " to ".join(figure(line[name], 4) for line in (lines[0], lines[-1])) for name in names}
+        return ", ".join(f"{short[name]} {said}" for name, said in figures.items())
 
     def begin_metrics(self, last: int, loggers: Collection[str], flags: dict) -> None:
         """Open the loggers, whose hyperparameters are `flags`, and go on after step `last`."""
@@ -191,6 +188,11 @@ class RunFolder:
         with whole(self.metrics) as file:
             file.writelines(line + "\n" for line, metrics in found if metrics["step"] <= step)
         return {(metrics["step"], metrics["split"]) for _, metrics in found}
+
+
+def figure(value: float, digits: int) -> str:
+    """A metric in so many digits. A margin of -1e-9 is rounding: it is 0, which has no sign."""
+    return f"{round(value, 6) + 0.0:.{digits}g}"
 
 
 def _metrics(line: str) -> dict | None:

@@ -30,7 +30,7 @@ from dpo.loggers import NAMES
 from dpo.losses.family import table
 from dpo.order import Limit, steps_of
 from dpo.resume import LeftOff, SaveClock, new_folder, resumes
-from dpo.run_folder import SHOWN, RunFolder
+from dpo.run_folder import SHOWN, RunFolder, figure
 from dpo.step import Plan, add_gradients, check_unmoved, held_out_metrics
 from dpo.watch import Done, Watch
 from gpt import precision
@@ -199,7 +199,7 @@ def train(job: Job, folder: RunFolder, world: World) -> int:
         for line in watch.lines():
             if world.is_main:
                 folder.log(line)
-                bar.set_postfix({short: f"{line[name]:.3g}" for short, name in BAR.items() if name in line})
+                bar.set_postfix({short: figure(line[name], 3) for short, name in BAR.items() if name in line})
 
     watch = Watch(policy, job.train, train_reference, plan, flags.pairs)
     clock = SaveClock(60 * flags.save_minutes, world)
@@ -242,7 +242,8 @@ def train(job: Job, folder: RunFolder, world: World) -> int:
         look()
         bar.close()
         save(done)
-        raise Stopped(f"stopped by a signal after step {done}; continue with --resume --out {folder.path}") from None
+        again = f"continue with the same command with --resume --out {folder.path}"
+        raise Stopped(f"stopped by a signal after step {done}; {again}") from None
     bar.close()
     stop.stopped = True  # nothing is left to be stopped
     finish(job, settings, folder, policy, held_out_reference, plan)

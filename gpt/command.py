@@ -15,6 +15,7 @@ A command is a frozen dataclass whose fields are its flags, and a function of it
 import atexit
 import math
 import os
+import shlex
 import sys
 import warnings
 from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction, _ArgumentGroup
@@ -64,7 +65,18 @@ def check_range(flags, names: tuple[str, ...], low: float, below: float = math.i
         value = getattr(flags, name)
         if value is not None and not (low <= value <= most and value < below):
             above = f" and below {below}" if below < math.inf else f" and at most {most}" if most < math.inf else ""
-            raise UserError(f"--{name.replace('_', '-')} is {value}, it must be at least {low}{above}")
+            finite = "" if math.isfinite(value) else "a finite number of "
+            raise UserError(f"--{name.replace('_', '-')} is {value}, it must be {finite}at least {low}{above}")
+
+
+def pip_install(package: str) -> str:
+    """The command that installs a package, or several words of pip's, for the Python that runs, whatever shell it is typed in.
+
+    A plain pip may be another Python's. A Python below the current folder, as .venv's, is named from there.
+    """
+    here = os.path.join(os.getcwd(), "")
+    python = sys.executable.removeprefix(here)
+    return f"{shlex.quote(python if os.sep in python else sys.executable)} -m pip install {package}"
 
 
 class _Parser(ArgumentParser):
@@ -73,8 +85,11 @@ class _Parser(ArgumentParser):
     def error(self, message: str):
         hint = ""
         if message.startswith("unrecognized arguments: --"):
-            known = [option for action in self._actions for option in action.option_strings]
-            close = get_close_matches(message.split()[2].split("=")[0], known, n=1)
+            typed = message.split()[2].split("=")[0]
+            # of what --help does not show only --no-FLAG may be meant, and by who has begun to type that
+            shown = [action for action in self._actions if action.help != SUPPRESS or typed.startswith("--no-")]
+            known = [option for action in shown for option in action.option_strings]
+            close = get_close_matches(typed, known, n=1, cutoff=0.75)
             hint = f"; did you mean {close[0]}?" if close else ""
         raise UserError(f"{message}{hint} (see python {self.prog} --help)")
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from gpt.command import UserError
+from gpt.command import UserError, pip_install
 from gpt.untrusted import read_text
 
 FILES = (
@@ -47,7 +47,8 @@ def fetch(name: str) -> Path:
         from huggingface_hub import constants, snapshot_download
     except ImportError:
         raise UserError(
-            f"{name} is no folder here; to fetch a model of that name from the Hugging Face Hub: pip install huggingface_hub"
+            f"{name} is no folder here; to fetch a model of that name from the Hugging Face Hub: "
+            f"{pip_install('huggingface_hub')}"
         ) from None
     cache, errors = Path(constants.HF_HUB_CACHE), []
     with _alone(cache / ".locks" / f"{repository.replace('/', '--')}.lock") as waited:
@@ -131,8 +132,8 @@ def _why(name: str, revision: str, cache: Path, error: Exception, offline: bool)
     if status is None and ("LocalEntryNotFoundError" in kinds or isinstance(error, ConnectionError)):
         away = "may not be asked (HF_HUB_OFFLINE)" if offline else "cannot be reached"
         return (
-            f"{name} is no folder here, it is not whole in the Hub's cache {cache}, and the Hugging Face Hub {away}; connect "
-            "once, copy a cache there (HF_HUB_CACHE names another), or name a model folder"
+            f"{name} is no folder here, it is not downloaded, or not completely (the Hub's cache is {cache}), and the Hugging "
+            f"Face Hub {away}; connect once, copy a cache there (HF_HUB_CACHE names another), or name a model folder"
         )
     said = " ".join(str(error).split())
     return f"{name} cannot be fetched from the Hugging Face Hub: {f'status {status}, ' if status else ''}{said}"

@@ -28,7 +28,7 @@ class Sampling(NamedTuple):
     repetition_penalty: float = 1.0  # of tokens in prompt and answer; Keskar et al. 2019 (1909.05858), section 4.1
 
     def check(self) -> "Sampling":
-        """Itself. Raises UserError, naming the setting, where one makes no sense."""
+        """Itself. Raises UserError, naming the setting as its flag, where one makes no sense."""
         for name, zero, most in (
             ("temperature", True, math.inf),
             ("top_k", True, math.inf),
@@ -39,9 +39,10 @@ class Sampling(NamedTuple):
             value = getattr(self, name)
             if not (0 <= value <= most and value < math.inf and (zero or value > 0)):
                 limit = ("at least 0" if zero else "above 0") + (f" and at most {most}" if most == 1 else "")
-                raise UserError(f"{name} is {value}, it must be {limit}")
+                finite = "" if math.isfinite(value) else "a finite number, "
+                raise UserError(f"--{name.replace('_', '-')} is {value}, it must be {finite}{limit}")
         if self.top_k != int(self.top_k):
-            raise UserError(f"top_k is {self.top_k}, it must be a whole number")
+            raise UserError(f"--top-k is {self.top_k}, it must be a whole number")
         return self
 
 

@@ -50,12 +50,36 @@ def model_folder(name: str | Path) -> Path:
         raise UserError(
             f"{path} is no model folder: it has no config.json" + ("" if path.is_dir() else " (it is a file)")
         )
-    if is_hub_name(str(name)):
+    if str(name).startswith("random:"):
+        raise UserError(f"{name}: random weights have nothing to say here; they are a start for dpo/train.py --init")
+    if is_hub_name(str(name)) and not _is_in_folder(str(name)):
         return fetch(str(name))
-    raise UserError(
-        f"{path} does not exist; a model is a folder with config.json and model.safetensors, a run folder, or a name on the "
-        "Hugging Face Hub"
-    )
+    raise UserError(f"{path} does not exist; {_near(path) or MODEL}")
+
+
+MODEL = "a model is a folder with config.json and model.safetensors, a run folder, or a name on the Hugging Face Hub"
+
+
+def _is_in_folder(name: str) -> bool:
+    """Whether a name of the form OWNER/NAME rather means something below a folder that is here; pinned to a revision it
+    never does."""
+    first, slash, rest = name.partition("/")
+    return bool(slash) and "@" not in rest and (first == "runs" or os.path.isdir(first))
+
+
+def _near(path: Path, most: int = 4) -> str:
+    """The newest models in the nearest folder above `path` that exists, "" where it has none."""
+    above = next((folder for folder in path.parents if os.path.isdir(folder)), Path())
+    try:
+        found = [(-one.stat().st_mtime, printing(one.name)) for one in above.iterdir() if _holds_model(one)]
+    except OSError:  # it may not be looked into, or changes meanwhile
+        return ""
+    names = [name for _, name in sorted(found)]
+    return f"{above}/ has {', '.join(names[:most])}{', ...' * (len(names) > most)}" if names else ""
+
+
+def _holds_model(folder: Path) -> bool:
+    return any(os.path.isfile(place / "config.json") for place in (folder, folder / "model"))
 
 
 @waiting("reading the model")

@@ -142,7 +142,7 @@ def test_at_a_terminal_it_asks_and_ctrl_d_ends_it():
         ([TINY, "--max-new", 300], "--max-new is 300, but the model's context is 256"),
         ([TINY, "--max-new", 256], "--max-new is 256"),
         ([TINY, "--max-new", 0], "--max-new is 0"),
-        ([TINY, "--temperature", -1], "temperature is -1"),
+        ([TINY, "--temperature", -1], "--temperature is -1"),
         ([], "model"),
     ],
 )

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt.command import UserError, argument, flag, parse
+from gpt.command import UserError, argument, check_range, flag, parse, pip_install
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -102,8 +102,28 @@ def test_an_unknown_flag_is_named_together_with_the_close_one(typed, meant):
 
 
 def test_an_unknown_flag_that_resembles_none_is_named_alone():
-    error = refused(["--xylophone", "8"])
-    assert "--xylophone" in error and "did you mean" not in error
+    for typed in ("--xylophone", "--nonsense", "--no-nonsense"):  # --no-shard is a flag, but not in the help
+        error = refused([typed, "8"])
+        assert typed in error and "did you mean" not in error
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_a_number_without_an_end_is_told_that_it_must_be_finite(value):
+    with pytest.raises(UserError, match=f"^--grad-clip is {value}, it must be a finite number of at least 0$"):
+        check_range(parse(Flags, ["--grad-clip", value]), ("grad_clip",), 0)
+
+
+def test_a_package_is_installed_for_the_python_that_runs_as_it_is_called_from_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    there = tmp_path / ".venv/bin/python"
+    for python, said in (
+        (there, ".venv/bin/python"),
+        (tmp_path / "python", tmp_path / "python"),  # a bare word would be looked for in PATH
+        (f"{tmp_path}-other/python", f"{tmp_path}-other/python"),
+        (tmp_path / "my env/python", "'my env/python'"),
+    ):
+        monkeypatch.setattr("sys.executable", str(python))
+        assert pip_install("tensorboard") == f"{said} -m pip install tensorboard"
 
 
 def test_the_beginning_of_a_flag_is_no_flag():

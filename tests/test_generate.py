@@ -488,9 +488,10 @@ def test_the_command_continues_standard_input_up_to_the_first_stop_string(folder
     [
         (["any"], "prompt is empty"),  # and so is standard input
         (["any", "--prompt", "one", "--max-new", 64], "--max-new is 64.* 64"),
-        (["any", "--prompt", "one", "--top-p", 2], "top.p is 2"),
-        (["any", "--prompt", "one", "--temperature", -1], "temperature is -1"),
+        (["any", "--prompt", "one", "--top-p", 2], "--top-p is 2"),
+        (["any", "--prompt", "one", "--temperature", -1], "--temperature is -1"),
         (["none", "--prompt", "one"], "none does not exist"),
+        (["random:tiny", "--prompt", "one"], "random weights have nothing to say here"),
     ],
     ids=str,
 )

@@ -311,7 +311,12 @@ def test_a_fetch_that_was_killed_leaves_no_lock_and_no_half_a_model(hub, environ
     process.kill()
     process.wait()
     hub.weights_may_go.set()
-    assert_refused(*fetched("owner/model", HF_HUB_OFFLINE="1"), "owner/model", "not whole", str(tmp_path / "home"))
+    assert_refused(
+        *fetched("owner/model", HF_HUB_OFFLINE="1"),
+        "owner/model",
+        "not downloaded, or not completely",
+        str(tmp_path / "home"),
+    )
     assert contents(*fetched("owner/model")) == wanted(files[0])
 
 
@@ -500,7 +505,9 @@ def test_a_folder_of_that_name_comes_first(files, monkeypatch, tmp_path):
     assert model_folder("owner/run") == Path("owner/run/model")
     (tmp_path / "gpt2").mkdir()
     (tmp_path / "distilgpt2").write_text("")
-    for name, named in {"gpt2": "no config.json", "distilgpt2": "it is a file", "a/b/c": "does not exist"}.items():
+    wrong = {"gpt2": "no config.json", "distilgpt2": "it is a file", "a/b/c": "does not exist"}
+    wrong |= {f"owner/{'x' * 9}": "does not exist; owner/ has ", "runs/none": "runs/none does not exist; a model is"}
+    for name, named in wrong.items():
         with pytest.raises(UserError, match=named) as caught:
             model_folder(name)
         assert_refused(str(caught.value), name)

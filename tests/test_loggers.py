@@ -19,7 +19,7 @@ from dpo.job import Job
 from dpo.loggers import Beginning, Loggers
 from dpo.run_folder import RunFolder
 from dpo.train import Flags
-from gpt.command import Notice, UserError, parse
+from gpt.command import Notice, UserError, parse, pip_install
 from tests.processes import ENVIRONMENT, ROOT, call, command
 
 TRAIN = ROOT / "dpo" / "train.py"
@@ -262,7 +262,7 @@ def refused(toy: Path, *flags) -> str:
 def test_without_its_package_one_line_says_how_to_install_it_before_anything_is_read(missing, toy, monkeypatch):
     monkeypatch.setitem(sys.modules, missing, None)  # as Python marks what is not there
     line = refused(toy, "--log-to", missing, "--init", "no/model")
-    assert line == f"--log-to {missing}: the package is not installed; pip install {missing}"
+    assert line == f"--log-to {missing}: the package is not installed; {pip_install(missing)}"
 
 
 @pytest.mark.parametrize(

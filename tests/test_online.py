@@ -178,7 +178,7 @@ def test_sigterm_ends_with_143_and_one_line_and_resume_goes_on(whole, toy, tmp_p
     job.send_signal(signal.SIGTERM)
     said, errors = job.communicate(timeout=60)
     assert job.returncode == 143, errors
-    assert said.splitlines()[-1] == f"stopped by a signal; continue with --resume --out {out}"
+    assert said.splitlines()[-1] == f"stopped by a signal; continue with the same command with --resume --out {out}"
     assert not [line for line in re.split(r"[\r\n]", errors) if line.strip() and "%|" not in line], errors
     call(SCRIPT, "--resume", "--out", out, limit=300, **ONE)
     same_rounds(out, whole[0])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dpo.run_folder import RunFolder
+from dpo.run_folder import RunFolder, figure
 from gpt.command import UserError
 from tests.processes import ENVIRONMENT, ROOT
 
@@ -239,6 +239,15 @@ def test_a_step_that_was_cut_and_logged_again_stands_once(run):
     for step in (5, 6):
         run.log({"step": step, "split": "train", "loss": 2.0})
     assert [line["step"] for line in logged(run) if line["split"] == "train"] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_change_in_short_has_no_rounding_and_no_sign_of_zero(tmp_path):
+    folder = RunFolder(tmp_path)
+    assert folder.held_out_change() == ""
+    for step, (loss, margin) in enumerate([(1.0, -1e-9), (0.5, 2.2960001)]):
+        folder.log({"step": step, "split": "held-out", "loss": loss, "rewards/margins": margin})
+    assert folder.held_out_change() == "loss 1 to 0.5, margin 0 to 2.296"
+    assert figure(-0.00123456, 3) == "-0.00123"
 
 
 def test_cutting_a_run_that_logged_nothing_leaves_no_lines(tmp_path):

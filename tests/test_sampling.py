@@ -190,7 +190,7 @@ NAN, INF = math.nan, math.inf
     + [("top_p", 0), ("top_p", 1.01), ("min_p", 1.01), ("repetition_penalty", 0)],
 )
 def test_a_setting_out_of_its_range_is_refused_by_name(name, value):
-    with pytest.raises(UserError, match=f"^{name} is {value}, it must be "):
+    with pytest.raises(UserError, match=f"^--{name.replace('_', '-')} is {value}, it must be "):
         Sampling(**{"temperature": 1.0, name: value}).check()
 
 
@@ -212,11 +212,11 @@ def test_flags_become_the_settings_of_the_same_names():
 @pytest.mark.parametrize(
     "words, named",
     [
-        ("--temperature nan", "temperature"),
-        ("--top-p 0", "top.p"),
-        ("--top-k -1", "top.k"),
-        ("--min-p 2", "min.p"),
-        ("--repetition-penalty 0", "repetition.penalty"),
+        ("--temperature nan", "--temperature"),
+        ("--top-p 0", "--top-p"),
+        ("--top-k -1", "--top-k"),
+        ("--min-p 2", "--min-p"),
+        ("--repetition-penalty 0", "--repetition-penalty"),
         ("--max-new 0", "--max-new"),
         ("--seed -1", "--seed"),
         (f"--seed {2**63}", "--seed"),

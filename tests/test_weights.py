@@ -1,6 +1,7 @@
 """gpt/weights.py: folders that go to transformers and come from it, and every folder that is none."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -550,10 +551,26 @@ def test_a_file_outside_the_folder_is_not_read_even_where_it_exists(saved, tmp_p
     assert_refused(lambda: load_gpt(tmp_path / "model"), INDEX, "../evil.safetensors")
 
 
+def test_a_model_that_is_not_there_is_answered_with_the_newest_that_are(saved, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for age, name in enumerate("new middle old older oldest".split()):
+        copytree(saved, tmp_path / "runs" / name / "model")
+        os.utime(tmp_path / "runs" / name, (1e9 - age, 1e9 - age))
+    (tmp_path / "runs/unfinished").mkdir()
+    for name in ("runs/none", "./runs/none", "runs/none/model", "runs/unfinishe"):
+        assert_refused(
+            lambda name=name: load_gpt(name), f"{Path(name)} does not exist; runs/ has new, middle, old, older, ..."
+        )
+    assert_refused(lambda: load_gpt(tmp_path / "runs/x"), f"does not exist; {tmp_path / 'runs'}/ has new")
+    assert_refused(lambda: load_gpt("./none"), "none does not exist; a model is a folder")
+
+
+def test_random_weights_are_no_model_to_open():
+    assert_refused(lambda: load_gpt("random:tiny"), "random:tiny: random weights", "dpo/train.py --init")
+
+
 def test_no_folder_a_file_and_an_empty_folder_are_refused_by_name(tmp_path):
-    assert_refused(
-        lambda: load_gpt(tmp_path / "nowhere"), str(tmp_path / "nowhere"), "does not exist", "Hugging Face Hub"
-    )
+    assert_refused(lambda: load_gpt(tmp_path / "nowhere"), str(tmp_path / "nowhere"), "does not exist")
     (tmp_path / "file").write_text("")
     assert_refused(lambda: load_gpt(tmp_path / "file"), str(tmp_path / "file"), "it is a file")
     (tmp_path / "empty").mkdir()

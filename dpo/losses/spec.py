@@ -45,6 +45,7 @@ RANGES = {
     "cpo alpha": (0, inf, True, False),  # a weight
     "exo label_smoothing": (0, 0.5, False, False),  # whose logarithm is taken
 }
+TERM = "a term is a name, as in dpo, ipo(beta=0.2) or 0.5*sft"
 
 
 class Term(NamedTuple):
@@ -129,9 +130,13 @@ def parse_loss(spec: str, beta: float | None = None) -> Loss:
 
 
 def _parse_term(text: str, beta: float | None, spec: str) -> Term:
+    if not text:
+        raise UserError(
+            f"--loss {spec!r}: {'a loss is missing beside a +' if '+' in spec else 'it names no loss'}; {TERM}"
+        )
     match = re.fullmatch(r"(?:([^*()]+?)\s*\*\s*)?(\w+)\s*(?:\((.*)\))?", text)
     if not match:
-        raise UserError(f"--loss {spec!r}: cannot read {text!r}; a term is a name, as in dpo, ipo(beta=0.2) or 0.5*sft")
+        raise UserError(f"--loss {spec!r}: cannot read {text!r}; {TERM}")
     weight, name, arguments = match.groups()
     if name not in LOSSES:
         close = get_close_matches(name, LOSSES, n=1)
@@ -153,7 +158,7 @@ def _parse_term(text: str, beta: float | None, spec: str) -> Term:
     keywords = own | ({"beta": beta} if beta is not None and "beta" in own else {})
     keywords |= {key: float(value) for key, value in given.items() if key in own}
     for key, value in keywords.items():
-        _check_range(name, key, value, spec)
+        _check_range(name, key, value, f"--loss {spec!r}: {key}" if key in given or key != "beta" else "--beta")
     changing = {
         key: given[key] for key in modifiers if key in given and (key == "alpha" or given[key] != MODIFIERS[key])
     }
@@ -171,19 +176,20 @@ def _value(name: str, key: str, text: str, spec: str) -> float | str | bool:
     """What a keyword is given: a number in its range, or one of its choices."""
     if key not in CHOICES:
         number = _number(text, f"{name}({key}=...)", spec)
-        _check_range(name, key, number, spec)
+        _check_range(name, key, number, f"--loss {spec!r}: {key}")
         return number
     if text not in CHOICES[key]:
         raise UserError(f"--loss {spec!r}: {name}({key}=...) is one of {', '.join(CHOICES[key])}, found {text!r}")
     return {"true": True, "false": False}.get(text, text)
 
 
-def _check_range(name: str, key: str, value: float, spec: str) -> None:
+def _check_range(name: str, key: str, value: float, what: str) -> None:
+    """Raises UserError, which begins with `what`, for a value that the keyword of this loss cannot have."""
     low, high, with_low, with_high = RANGES.get(f"{name} {key}") or RANGES[key]
     if not (low < value < high or with_low and value == low or with_high and value == high):
         least = f"{'at least' if with_low else 'above'} {low:g} and " if low > -inf else ""
         most = f"{'at most' if with_high else 'below'} {high:g}" if high < inf else "finite"
-        raise UserError(f"--loss {spec!r}: {key} is {value:g}, it must be {least}{most}")
+        raise UserError(f"{what} is {value:g}, it must be {least}{most}")
 
 
 def _written(value: float | str | bool) -> str:
