@@ -50,9 +50,8 @@ class LeftOff(NamedTuple):
         free = ("micro", "tokens")  # how a step is cut, which changes its rounding alone
         known = [name for name in settings if name in before and name not in free]
         differ = [name for name in known if settings[name] != before[name]]
-        if {"held_out", "max_length", "tokenizer_sha256"} & set(
-            differ
-        ):  # with which other tokens are met in the same file
+        # with these, other tokens are met in the same file
+        if {"held_out", "max_length", "tokenizer_sha256"} & set(differ):
             differ = [name for name in differ if name not in ("pairs_sha256", "held_out_sha256")]
         if self.path and differ:
             said = dict.fromkeys(_told(name, before[name], settings[name]) for name in differ)

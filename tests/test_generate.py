@@ -431,7 +431,7 @@ def test_an_empty_prompt_and_an_answer_that_leaves_no_room_are_refused(model, pr
 
 
 def test_settings_out_of_range_are_refused_before_the_model_is_asked(model):
-    with passes(model) as seen, pytest.raises(UserError, match="top_p"):
+    with passes(model) as seen, pytest.raises(UserError, match="--top-p"):
         generate(model, PROMPTS, 3, sampling=Sampling(1.0, top_p=2.0))
     assert not seen
 
@@ -496,7 +496,8 @@ def test_the_command_continues_standard_input_up_to_the_first_stop_string(folder
     ids=str,
 )
 def test_the_command_says_in_one_line_what_is_wrong_and_leaves_with_2(folder, words, named):
-    out, error = said(folder / words[0], *words[1:], code=2)
+    model = words[0] if words[0].startswith("random:") else folder / words[0]
+    out, error = said(model, *words[1:], code=2)
     assert out == "" and error.count("\n") == 1 and error.startswith("error: ")
     assert re.search(named, error), error
 

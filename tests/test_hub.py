@@ -506,7 +506,7 @@ def test_a_folder_of_that_name_comes_first(files, monkeypatch, tmp_path):
     (tmp_path / "gpt2").mkdir()
     (tmp_path / "distilgpt2").write_text("")
     wrong = {"gpt2": "no config.json", "distilgpt2": "it is a file", "a/b/c": "does not exist"}
-    wrong |= {f"owner/{'x' * 9}": "does not exist; owner/ has ", "runs/none": "runs/none does not exist; a model is"}
+    wrong |= {f"owner/{'x' * 9}": "does not exist; owner/ has ", "runs/none": "runs/none does not exist"}
     for name, named in wrong.items():
         with pytest.raises(UserError, match=named) as caught:
             model_folder(name)

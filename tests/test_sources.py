@@ -241,8 +241,8 @@ def test_a_package_that_is_missing_is_named_with_the_command_that_installs_it(tm
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "datasets", None)
-    assert refusal(tmp_path / "a.parquet").endswith("is Parquet; to read that: pip install 'pyarrow>=14.0.1'")
-    assert refusal("hub:OWNER/NAME").endswith("to read those: pip install 'datasets>=4'")
+    assert refusal(tmp_path / "a.parquet").endswith("-m pip install 'pyarrow>=14.0.1'")
+    assert refusal("hub:OWNER/NAME").endswith("-m pip install 'datasets>=4'")
 
 
 @pytest.mark.parametrize(
@@ -256,7 +256,7 @@ def test_a_package_so_old_that_a_file_makes_it_run_code_reads_nothing(
     module = pytest.importorskip(package, reason=f"{package} is absent (pip install {package})")
     name = tmp_path / "a.parquet" if package == "pyarrow" else "hub:OWNER/NAME"
     monkeypatch.setattr(module, "__version__", old)
-    assert refusal(name).endswith(f"brings along: pip install '{package}>={SAFE[package]}'") and old in refusal(name)
+    assert refusal(name).endswith(f"-m pip install '{package}>={SAFE[package]}'") and old in refusal(name)
     monkeypatch.setattr(module, "__version__", new)
     if package == "pyarrow":
         assert values(name) == ROWS[:3]
