@@ -111,10 +111,11 @@ def fitting(row: dict) -> list[str]:
 
 
 def _may_repeat(row: dict, dialogue: str) -> bool:
-    """Whether what is asked in a row may stand once more in a dialogue, or nothing is asked beside it."""
+    """Whether what is asked in a row may stand once more in a dialogue, or nothing is asked beside it: no more than an
+    empty `prompt`, as some data sets have. An empty instruction or message is asked all the same."""
     asked = [_last_text(row.get(name)) for name in ("prompt", "instruction", "conversations")]
     asked = [text.strip() for text in asked if isinstance(text, str)]
-    return not asked or any(text in dialogue for text in asked)
+    return not asked or row.get("prompt") == "" or any(text and text in dialogue for text in asked)
 
 
 def _last_text(value: Any) -> Any:

@@ -13,7 +13,7 @@ def table(report: dict, prompts: int) -> str:
     lines = [f"\n{prompts:,} held-out prompts, greedy      before   after"]
     for name in ("courteous", "rude", "correct", "stopped", "length", "loss", "accuracy", "margin"):
         if name in after:
-            lines.append(f"{name:12}{NOTES[name]:24}{before[name]:7.3f} {after[name]:7.3f}")
+            lines.append(f"{name:12}{NOTES[name]:24}{shown(before[name])} {shown(after[name])}")
     if report["difference"]:
         d = report["difference"]
         lines.append(
@@ -28,6 +28,11 @@ def table(report: dict, prompts: int) -> str:
             )
         )
     return "\n".join(lines)
+
+
+def shown(value: float) -> str:
+    """In three digits; a margin of -1e-9 is rounding: it is 0, which has no sign."""
+    return f"{round(value, 3) + 0.0:7.3f}"
 
 
 NOTES = {

@@ -1,7 +1,7 @@
 """data/dialogues.py: chat messages, ShareGPT and HH, in each of the ways that data sets write them, and as TRL reads them."""
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 
 from data.dialogues import are_dialogues, hh
 from data.formats import OneFormat
@@ -17,6 +17,7 @@ def read(row: dict) -> tuple:
 
 
 @given(preferences)
+@example(Preference("", [], "", "Human: a\n\nAssistant: b", ""))
 def test_every_way_to_write_a_dialogue_down_gives_one_pair(one):
     for written in SAME:
         assert read(written(one)) == (one.prompt, one.chosen, one.rejected), written.__name__

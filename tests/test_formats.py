@@ -90,6 +90,7 @@ DOUBTFUL = [
     (ROWS["ratings"] | ROWS["prompt"], ["prompt", "instruction", "ratings"]),
     (ROWS["sharegpt"] | ROWS["prompt"], ["sharegpt", "prompt"]),
     (ROWS["chat"] | {"generations": ["a", "b"], "ratings": [1, 2]}, ["chat", "ratings"]),
+    (HH | {"prompt": ""}, ["prompt", "hh"]),  # an empty field beside whole dialogues
     (HH | {"prompt": "Say hello."}, ["prompt", "hh"]),  # the prompt would stand in the text twice
     (HH | {"prompt": "\n\nHuman: Say hello.\n\nAssistant:"}, ["prompt", "hh"]),
     (HH | {"prompt": ""}, ["prompt", "hh"]),
