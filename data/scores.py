@@ -163,8 +163,9 @@ def terms_of(spec: str) -> list[str]:
     """The terms of a sum. Raises UserError where a plus or a minus looks like one between two of them, but is not read so:
     the names of models and files may have such signs in them."""
     terms = re.split(r"\s\+\s", spec)
-    word = rf"([\d.]+\*)?({'|'.join(SCORES)}):|.*\.py:"
-    if tight := next((term for term in terms if re.search(rf"\+\s*-?({word})|\s-\s*({word})", term)), ""):
+    one = rf"(({'|'.join(SCORES)}):|[^+]*\.py:)"
+    joint = re.compile(rf"{one}\S*?\s*(\+|\s-)\s*-?([\d.]+\*)?{one}")
+    if tight := next(filter(joint.search, terms), ""):
         raise UserError(
             f"--score: {tight!r} looks like a sum; write its plus with a space on either side, and less as '+ -0.1*...'"
         )

@@ -72,10 +72,10 @@ def check(file: Path, block: int) -> None:
     except json.JSONDecodeError as error:
         with pytest.raises(UserError) as caught:
             list(stream_rows(file, block))
-        if (
-            "trailing comma before end of array" not in error.msg
-        ):  # of Python 3.13; here it is an element that is missing
-            assert f", line {error.lineno}, column {error.colno}: bad JSON: {error.msg};" in str(caught.value)
+        # a line of JSONL that only opens an object, and as it was parsed alone stands in error.doc, is called by what it is
+        message = "an object of several lines" if error.doc.strip() == "{" else error.msg
+        if "trailing comma before end of array" not in message:  # of Python 3.13; here it is an element that is missing
+            assert f", line {error.lineno}, column {error.colno}: bad JSON: {message};" in str(caught.value)
         return
     found = list(stream_rows(file, block))
     assert repr([row[:2] for row in found]) == repr(expected)  # NaN is not equal to itself
@@ -90,6 +90,7 @@ def check(file: Path, block: int) -> None:
 @example("[1e5, 1.5, -2, 12345]", 1, False)
 @example('["\\ud83d\\ude00", NaN, -Infinity]', 1, False)
 @example("[1,]", 2, False)
+@example("{\r[]", 1, False)
 @example("[\n1 2]", 2, False)
 @example('{"a": 1}\r{"b": 2}\r\n\n {"c": 3}', 2, False)
 @example(" \u00a0[1]", 1, False)
