@@ -8,7 +8,6 @@ import numpy as np
 
 from data.pairs import Pair
 from data.rules import embedded_pairs
-from data.tally import rows_listed as rows_listed  # for those who name rows of examples
 from dpo.losses import Loss
 from dpo.rows import Ids
 from dpo.store import CHUNK, Store, columns, encode, stored

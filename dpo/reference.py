@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dpo.examples import Examples, rows_listed
+from data.tally import rows_listed
+from dpo.examples import Examples
 from dpo.forward import Way, ask
 from dpo.order import Limit, micro_batches
 from gpt.command import UserError

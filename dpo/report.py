@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dpo.run_folder import RunFolder
-from gpt.command import UserError, argument, check_range, flag, run
+from gpt.command import UserError, argument, check_range, flag, pip_install, run
 from gpt.files import whole
 
 
@@ -89,7 +89,7 @@ def with_matplotlib() -> None:
     try:
         import matplotlib  # noqa: F401
     except ModuleNotFoundError:
-        raise UserError("matplotlib, which draws, is not installed; pip install matplotlib") from None
+        raise UserError(f"matplotlib, which draws, is not installed; {pip_install('matplotlib')}") from None
 
 
 if __name__ == "__main__":

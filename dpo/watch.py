@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from dpo.examples import EMBEDDED, Examples, rows_listed
+from data.tally import rows_listed
+from dpo.examples import EMBEDDED, Examples
 from dpo.metrics import Totals
 from dpo.moving import Moving
 from dpo.reference import Reference
