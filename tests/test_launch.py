@@ -157,7 +157,7 @@ def test_sigterm_ends_with_143_and_resume_finishes(tmp_path):
     job.send_signal(signal.SIGTERM)
     said = job.communicate(timeout=40)[0]
     assert job.returncode == 143, said
-    assert "continue with --resume" in said.rstrip().splitlines()[-1]
+    assert "; continue with the same command with --resume --out " in said.rstrip().splitlines()[-1]
     finish(tmp_path / "run")
 
 
@@ -170,7 +170,7 @@ def test_signals_to_every_process_that_arrive_together_are_one(tmp_path):
         for pid in [*children(job.pid), job.pid]:
             os.kill(pid, signal.SIGTERM)
     said = job.communicate(timeout=40)[0]
-    assert job.returncode == 143 and "continue with --resume" in said.rstrip().splitlines()[-1], said
+    assert job.returncode == 143 and "; continue with the same command with --resume --out " in said.rstrip().splitlines()[-1], said
     finish(tmp_path / "run")
 
 
@@ -187,7 +187,7 @@ def test_ctrl_c_in_a_terminal_stops_with_143(tmp_path):
     os.write(terminal, b"\x03")  # the terminal sends SIGINT to all of the foreground group
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 143
     reader.join()
-    assert b"continue with --resume" in b"".join(said).rstrip().splitlines()[-1]
+    assert b"; continue with the same command with --resume --out " in b"".join(said).rstrip().splitlines()[-1]
     finish(tmp_path / "run")
 
 

@@ -123,7 +123,7 @@ def test_a_signal_to_one_machine_stops_both(two, tmp_path, asked):
     sent = time.monotonic()
     said = ended(jobs, 143, limit=40)
     assert time.monotonic() - sent < 30
-    assert "continue with --resume" in said[0], said
+    assert "; continue with the same command with --resume --out " in said[0], said
 
 
 def killed(pids: list[int]) -> None:
@@ -243,7 +243,7 @@ def test_slurms_sigterm_before_the_time_limit_stops_both_machines(two, tmp_path)
     until(lambda: len(metrics(tmp_path / "run")) >= 4, 120)
     job.send_signal(signal.SIGTERM)
     (said,) = ended([job], 143, limit=40)
-    assert "continue with --resume" in said, said
+    assert "; continue with the same command with --resume --out " in said, said
 
 
 def test_sbatch_from_another_folder_is_one_line(tmp_path):
