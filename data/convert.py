@@ -82,7 +82,7 @@ def convert(flags: Convert) -> None:
     for pair in examples:
         print(f"\nrow {pair.row}, as it will be tokenized\n{example(pair, tokenizer)}")
     pairs = sum(one.pairs for one in found)
-    print(f"\n{pairs:,} pairs" + (f" written to {flags.out}" if flags.out != "-" else ""))
+    print(f"\n{pairs:,} pair{'s' * (pairs != 1)}" + (f" written to {flags.out}" if flags.out != "-" else ""))
 
 
 def _rows(flags: Convert, found: list[Found], examples: list[Pair]) -> Iterator[dict]:

@@ -70,8 +70,9 @@ def _spoken(row: dict, name: str, where: str) -> list[Turn]:
 
 
 def are_dialogues(chosen: str) -> bool:
-    """Whether a text is a dialogue of Human: and Assistant:."""
-    return chosen.startswith(HUMAN) and ASSISTANT.search(chosen) is not None
+    """Whether a text is a dialogue of Human: and Assistant:, after a System: or not."""
+    begins = chosen.startswith(HUMAN) or (chosen.lstrip().startswith("System:") and HUMAN[0] in chosen)
+    return begins and ASSISTANT.search(chosen) is not None
 
 
 def hh(row: dict, where: str) -> tuple[str, str, str | None]:

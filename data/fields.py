@@ -52,7 +52,8 @@ def number_in(row: dict, name: str, where: str) -> float | None:
 def as_number(value: Any, what: str, where: str) -> float:
     """The value as a float. Raises UserError, which calls it `what`."""
     if type(value) not in (int, float):
-        raise UserError(f"{where}: {what} must be a number, found {kind(value)}")
+        found = f"the text {shown(value)}" if isinstance(value, str) else kind(value)
+        raise UserError(f"{where}: {what} must be a number, found {found}")
     if not abs(value) < 1e6:  # of infinity and NaN, which Python's JSON lets through, and of more float32 makes little
         raise UserError(f"{where}: {what} is {shown(value)}; it must be a number below a million")
     return float(value)

@@ -116,6 +116,6 @@ def turns_of(value: Any, name: str, where: str) -> list[Turn]:
         role, content = message.get(role_name), message.get(content_name)
         if not isinstance(role, str) or role not in ROLES:
             found = shown(role) if isinstance(role, str) else kind(role)
-            raise UserError(f"{where}: {what} is of {role_name} {found}; known are {', '.join(ROLES)}")
+            raise UserError(f"{where}: {what} has the {role_name} {found}; known are {', '.join(ROLES)}")
         turns.append(Turn(ROLES[role], as_text(content, f"{what} '{content_name}'", where)))
     return turns

@@ -187,7 +187,7 @@ def test_fields_that_a_format_reads_are_known():
         ([1], "a row is a JSON object"),
         ({"instruction": "a", "inputs": "b", "output": "c"}, r"is 'inputs' meant\?"),
         ({"prompt": "a", "instruction": "b", "output": "c"}, "could be 'prompt' .* or 'instruction'"),
-        ({"messages": [ASK, said("robot", "x")], "output": "c"}, "message 2, is of role 'robot'"),
+        ({"messages": [ASK, said("robot", "x")], "output": "c"}, "message 2, has the role 'robot'"),
         ({"messages": [], "output": "c"}, "must end in a turn of the user"),
         (
             {"prompt": "p", "completions": SCORED[:1] * 3, "chosen": None},

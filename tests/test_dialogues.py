@@ -83,6 +83,8 @@ def test_what_is_no_dialogue_with_an_answer_is_refused_by_row_and_field(row, exp
 
 @given(preferences)
 def test_of_a_dialogue_of_hh_no_byte_is_lost_and_the_prompt_ends_at_the_last_assistant(one):
+    # where both answers go on as a dialogue, and alike, these turns are of the prompt: nothing in the text says otherwise
+    assume("\n\nAssistant:" not in one.chosen or "\n\nAssistant:" not in one.rejected)
     chosen, rejected = hh_texts(one)
     prompt, better, worse = hh({"chosen": chosen, "rejected": rejected}, "row")
     assert prompt + better == chosen and prompt + worse == rejected
@@ -150,3 +152,13 @@ def test_trl_finds_the_same_prompt_in_messages_and_a_later_end_of_it_in_text():
         reader({"chosen": alike[0], "rejected": alike[1]}) for reader in (read, data_utils.maybe_extract_prompt)
     )
     assert ours == (theirs["prompt"], theirs["chosen"], theirs["rejected"])
+
+
+@pytest.mark.parametrize("system", ["System: Be brief.", "\n\nSystem: Be brief.\n"])
+def test_a_dialogue_of_hh_may_begin_with_a_system_message_which_is_of_the_prompt(system):
+    asked = f"{system}\n\nHuman: Hi\n\nAssistant:"
+    row = {"chosen": f"{asked} Hello.", "rejected": f"{asked} What?"}
+    assert are_dialogues(row["chosen"]) and hh(row, "row 1") == (asked, " Hello.", " What?")
+    assert not are_dialogues("System: Be brief.\n\nAssistant: Hello.") and not are_dialogues(
+        "The System: of Human: kind"
+    )

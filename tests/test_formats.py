@@ -166,7 +166,7 @@ def test_the_scores_of_both_answers_give_the_margin_in_any_format(read, format, 
         UserError, match=f"row 1: '{names[0]}' is 7.5 and '{names[1]}' 8; are chosen and rejected swapped"
     ):
         read(row | {names[1]: 8})
-    with pytest.raises(UserError, match=f"row 1: field '{names[1]}' must be a number, found text"):
+    with pytest.raises(UserError, match=f"row 1: field '{names[1]}' must be a number, found the text"):
         read(row | {names[1]: "6"})
 
 

@@ -168,13 +168,25 @@ def test_a_bad_row_is_refused_by_file_row_and_field(refusal, row, expected):
         ('{"prompt": "a", "chosen": "b"}\n{"prompt": "a", "chosen": "b"', "line 2"),
         ('{\n  "prompt": "a"\n}', "line 1"),
         ('[{"prompt": "a", "chosen": "b"}] and more', "line 1"),
-        ("<html>", "line 1"),
         ("[" * 100_000, "line 1"),
     ],
 )
 def test_bad_json_is_refused_with_its_line(refusal, content, line):
     message = refusal(content)
     assert line in message and "bad JSON" in message
+
+
+@pytest.mark.parametrize(
+    "content, hint",
+    [
+        ("<!DOCTYPE html>\n<title>Not found</title>", "begins with '<!DOCTYPE html>'; it looks like a page of the web"),
+        ("instruction,output\nAdd.,5\n", "begins with 'instruction,output'; if it is a table: csv.DictReader(file) of"),
+        ("instruction\toutput\n", r"csv.DictReader(file, delimiter='\\t')"),
+        ("hello", "begins with 'hello'; a file is one JSON list, or one JSON object a line"),
+    ],
+)
+def test_a_file_that_is_no_json_at_all_is_called_by_what_it_begins_with(refusal, content, hint):
+    assert "line 1: no JSON, it begins with " in refusal(content) and hint.replace("\\\\", "\\") in refusal(content)
 
 
 def test_a_number_of_too_many_digits_is_refused_like_any_bad_json(refusal):

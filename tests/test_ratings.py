@@ -92,7 +92,10 @@ REFUSED = [
         {"prompt": "p", "responses": [{"response": "a"}]},
         "answer 1, has none of the fields overall_score, score, rating",
     ),
-    ({"prompt": "p", "responses": ["a", "b"], "scores": [1, "2"]}, "answer 2, the score must be a number, found text"),
+    (
+        {"prompt": "p", "responses": ["a", "b"], "scores": [1, "2"]},
+        "answer 2, the score must be a number, found the text",
+    ),
     ({"prompt": "p", "responses": ["a", "b"], "scores": [1, float("nan")]}, "answer 2, the score is nan"),
     ({"prompt": "p", "responses": ["a", 3], "scores": [1, 2]}, "answer 2, must be an object with response or text"),
     ({"prompt": "p", "responses": ["a", {"response": None}], "scores": [1, 2]}, "answer 2, must be text, found null"),

@@ -99,10 +99,13 @@ def test_an_assistant_may_speak_first():
 MESSAGES = [
     (["a"], "field 'chosen', message 1, must be an object with role and content, found text"),
     ([{"role": "user", "content": "a"}, None], "message 2, must be an object with role and content, found null"),
-    ([{"role": "tool", "content": "a"}], "message 1, is of role 'tool'; known are system, user, assistant, human, gpt"),
-    ([{"from": "observation", "value": "a"}], "message 1, is of from 'observation'"),
-    ([{"role": ["user"], "content": "a"}], "message 1, is of role a list"),
-    ([{"content": "a"}], "message 1, is of role null"),
+    (
+        [{"role": "tool", "content": "a"}],
+        "message 1, has the role 'tool'; known are system, user, assistant, human, gpt",
+    ),
+    ([{"from": "observation", "value": "a"}], "message 1, has the from 'observation'"),
+    ([{"role": ["user"], "content": "a"}], "message 1, has the role a list"),
+    ([{"content": "a"}], "message 1, has the role null"),
     ([{"role": "assistant", "content": None}], "message 1, 'content' must be text, found null"),
     ([{"from": "gpt", "content": "a"}], "message 1, 'value' must be text, found null"),
     ([{"role": "user", "content": [{"type": "text", "text": "a"}]}], "message 1, 'content' must be text, found a list"),
