@@ -115,6 +115,12 @@ def _split(census: Census, held_out: float) -> Line:
     if torn := census.groups.torn():
         where = " and ".join(str(rows[place]) for place in torn)
         marks.append(f"rows {where}: one prompt in two groups, which training refuses; give it one group")
+    if held_out and len(rows) and not held.any():
+        marks.append(
+            "none is held out, so nothing will tell what was learned from what was memorized; raise --held-out"
+        )
+    if len(rows) and held.all():
+        marks.append("none is left to train on; lower --held-out")
     if len(nearly):
         marks.append(f"{rows_listed(rows[nearly])}: held-out loss is too good where such a prompt was learned")
     figures = {"train": int((~held).sum()), "held out": int(held.sum())}

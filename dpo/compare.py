@@ -25,7 +25,7 @@ from dpo.answers import answer, rates
 from dpo.examples import EMBEDDED, Examples, open_examples
 from dpo.forward import Way, fitting
 from dpo.kl import sampled_kl
-from dpo.loss_table import ANSWERED, BEGIN, END, replaced, table
+from dpo.loss_table import ANSWERED, table
 from dpo.losses import LOSSES, parse_loss
 from dpo.reference import Reference, reference_logps
 from dpo.start import open_model
@@ -63,7 +63,6 @@ class Flags:
     seed: int = flag(0, "of the order of pairs, and of the sampled answers")
     prompts: int = flag(0, "held-out prompts to answer and to sample answers to; 0: all")
     out: str = flag("runs/compare", "folder: of each loss the run, compare.md and compare.json", metavar="DIR")
-    page: str = flag("", f"file in which the table replaces what stands between {BEGIN.strip()} and {END.strip()}")
     device: str = flag("auto", "auto is cuda where there is one, else cpu", choices=("auto", "cpu", "cuda", "mps"))
 
 
@@ -102,9 +101,7 @@ def main(flags: Flags) -> int:
     check_device(flags.device)
     start, tokenizer, _ = open_model(flags.init, flags.seed)
     rows = rows_of(flags, start)
-    out, page = Path(flags.out), Path(flags.page) if flags.page else None
-    if page:
-        replaced(page, "")
+    out = Path(flags.out)
     context = start.config.n_positions
     _, held_out = open_examples(flags.pairs, tokenizer, context, TrainFlags.held_out, False, {}, may_be_empty=True)
     if not held_out.ids:
@@ -122,17 +119,13 @@ def main(flags: Flags) -> int:
             policy, _, _ = open_model(str(folder))
             found[row.name] = figures(policy.to(world.device), ground, flags.seed)
             print(table(found)[-1], flush=True)
-    text = "\n".join([caption(flags, rows, ground), "", *table(found), ""])
+    about = caption(flags, rows, ground)
     with whole(out / "compare.md") as file:
-        file.write(text)
+        file.write("\n".join([about, "", *table(found), ""]))
     with whole(out / "compare.json") as file:
         settings = asdict(flags) | {"rates": {row.name: row.rate for row in rows}}
-        json.dump({"settings": settings, "rows": found}, file, indent=2, ensure_ascii=False)
-    if page:
-        content = replaced(page, text)
-        with whole(page) as file:
-            file.write(content)
-    print(f"\nwritten to {out / 'compare.md'} and compare.json{f', and into {page}' if page else ''}")
+        json.dump({"caption": about, "settings": settings, "rows": found}, file, indent=2, ensure_ascii=False)
+    print(f"\nwritten to {out / 'compare.md'} and compare.json")
     return 0
 
 

@@ -137,9 +137,9 @@ def as_begun(flags: Flags, before: dict, out: RunFolder) -> Flags:
             f"--resume: {out.path} was begun with the score {shown(before['score'])}; a folder runs no code, so say it again: "
             "--score ..."
         )
-    differ = [name for name in given if name not in FREE and given[name] != before.get(name)]
+    differ = [f"--{name.replace('_', '-')}" for name in given if name not in FREE and given[name] != before.get(name)]
     if differ:
-        raise UserError(f"--resume: {', '.join(differ)} differ from what {out.path} was begun with; leave them out")
+        raise UserError(f"--resume: {out.path} was begun with another {', '.join(differ)}; leave that out")
     return replace(flags, **{name: value for name, value in before.items() if name in usual and name not in given})
 
 

@@ -139,7 +139,7 @@ def test_ours_runs_before_and_after_each_of_the_others():
 
 def test_a_machine_that_slows_down_slows_both_sides_of_a_ratio():
     speeds = [8.0, 1.75, 6.0, 1.25, 4.0]  # ours loses 1 with each process, and is always 4 times as fast
-    runs = [Run(name, speed, 0, 0, Path()) for name, speed in zip(order(["ours", "a", "b"], 1), speeds)]
+    runs = [Run(name, speed, 0, 0) for name, speed in zip(order(["ours", "a", "b"], 1), speeds)]
     assert ahead("a", runs) == ahead("b", runs) == [4.0] and ahead("ours", runs) == []
     assert ahead("a", runs[:2]) == [8 / 1.75] and ahead("a", runs[1:2]) == []  # a run beside it failed
 

@@ -15,8 +15,7 @@ from data.rules import preference_rows
 from dpo import compare as command
 from dpo.forward import Way
 from dpo.kl import log_ratios, sampled, sampled_kl
-from dpo.loss_table import BEGIN, END, table
-from dpo.losses import LOSSES
+from dpo.loss_table import table
 from dpo.order import Limit
 from gpt.command import UserError
 from gpt.parallel import World
@@ -87,9 +86,8 @@ def compared(tmp_path_factory) -> tuple[Path, list]:
     """Two losses and a rate of its own, three steps each, and the flags."""
     folder = tmp_path_factory.mktemp("compare")
     write_rows(folder / "pairs.jsonl", preference_rows(150))
-    (folder / "page.md").write_text("# A page\n\n<!-- compare -->\nold\n<!-- /compare -->\n\nThe rest\n")
     flags = ["--pairs", folder / "pairs.jsonl", "--losses", "dpo(beta=0.3); sft @ 3e-3", "--steps", 3, "--batch", 8]
-    flags += ["--out", folder / "out", "--page", folder / "page.md", "--device", "cpu"]
+    flags += ["--out", folder / "out", "--device", "cpu"]
     compare(*flags)
     return folder, flags
 
@@ -126,11 +124,12 @@ def test_the_figures_are_those_of_evaluate_and_of_the_run(compared):
     assert rows["sft @ 0.003"]["kl"] > 3 * rows["sft @ 0.003"]["kl standard error"] > 0
 
 
-def test_the_table_is_put_into_the_page_and_nothing_else_is_changed(compared):
+def test_the_table_has_a_row_for_each_and_says_what_it_is_of(compared):
     folder, _ = compared
     text = (folder / "out/compare.md").read_text(encoding="utf-8")
-    page = (folder / "page.md").read_text(encoding="utf-8")
-    assert page == f"# A page\n\n<!-- compare -->\n{text}<!-- /compare -->\n\nThe rest\n"
+    found = json.loads((folder / "out/compare.json").read_text(encoding="utf-8"))
+    assert text == "\n".join([found["caption"], "", *table(found["rows"]), ""])
+    assert text.startswith("3 steps of 8 pairs with each loss, from the same start")
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")]
     assert [row[0] for row in rows[2:]] == ["| the start", "| `dpo(beta=0.3)`", "| `sft @ 0.003`"]
     assert {len(row) for row in rows} == {9}
@@ -161,8 +160,6 @@ def test_a_run_with_other_settings_is_not_taken_for_this_one(compared):
         ({"losses": "dpo @ -1"}, "the rate of dpo is -1"),
         ({"losses": "dpo; ipo; dpo"}, "dpo stands twice"),
         ({"steps": 0}, "--steps is 0"),
-        ({"page": "no.md"}, "no.md cannot be read"),
-        ({"page": str(ROOT / "LICENSE")}, "LICENSE has no lines <!-- compare -->"),
     ],
 )
 def test_what_cannot_be_compared_is_said_before_anything_is_trained(flags, expected, tmp_path):
@@ -196,10 +193,3 @@ def test_a_signal_stops_it_and_the_same_command_goes_on(tmp_path):
     compare(*flags)
     assert [json.loads(line)["step"] for line in metrics.read_text().splitlines()] == [0, *range(1, 41), 40]
     assert (tmp_path / "out/compare.md").exists()
-
-
-def test_the_page_has_one_row_for_each_loss():
-    text = (ROOT / "docs" / "losses.md").read_text(encoding="utf-8")
-    between = text.split(BEGIN)[1].split(END)[0]
-    names = [line.split("|")[1].strip(" `") for line in between.splitlines() if line.startswith("|")]
-    assert names[2:] == ["the start", *LOSSES], "run ./launch.sh compare --page docs/losses.md"

@@ -65,6 +65,13 @@ def test_near_copies_of_a_prompt_on_the_other_side_are_marked(many):
     assert both
 
 
+def test_a_split_that_leaves_a_side_empty_is_marked(many):
+    few = [pair for pair in many if pair.prompt == many[0].prompt]
+    for held_out, said in ((1e-9, "none is held out"), (1.0, "none is left to train on")):
+        assert [mark.startswith(said) for mark in lines_of(few, held_out=held_out)["split"].marks] == [True]
+    assert not lines_of(few, held_out=0.0)["split"].marks  # as one asked for
+
+
 def test_a_prompt_in_two_groups_is_marked_and_may_be_on_both_sides():
     pairs = [Pair("p", "a", f"b {i}", i, group=f"g{i}") for i in range(1, 9)] + [Pair("P", "a", "c", 9, group="g1")]
     line = lines_of(pairs, held_out=0.5)["split"]

@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import pty
+import re
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,8 @@ from threading import Thread
 
 import pytest
 import torch
+
+from tests.bench import record
 
 ROOT = Path(__file__).resolve().parents[1]
 DOOR = str(ROOT / "launch.sh")
@@ -170,7 +173,10 @@ def test_signals_to_every_process_that_arrive_together_are_one(tmp_path):
         for pid in [*children(job.pid), job.pid]:
             os.kill(pid, signal.SIGTERM)
     said = job.communicate(timeout=40)[0]
-    assert job.returncode == 143 and "; continue with the same command with --resume --out " in said.rstrip().splitlines()[-1], said
+    assert (
+        job.returncode == 143
+        and "; continue with the same command with --resume --out " in said.rstrip().splitlines()[-1]
+    ), said
     finish(tmp_path / "run")
 
 
@@ -340,10 +346,25 @@ def test_the_demo_makes_the_model_polite_without_making_it_wrong(tmp_path):
     assert done.stdout.splitlines()[-1] == f"report   runs/{run.name}/report.html" and (run / "report.html").exists()
     assert "held-out prompts" in done.stdout and "torchrun --local-addr 127.0.0.1 --nproc_per_node=" in done.stdout
     assert seconds < 180  # 90 on two free cores; this machine may have other work
+    shown, now = measures(record.read("demo")["figures"]["printed"]), measures(done.stdout)
+    assert shown.keys() == now.keys() and len(now) > 20
+    for name, figures in shown.items():
+        assert now[name] == pytest.approx(figures, rel=0.1, abs=0.03), f"{name}: README.md shows another demo"
+
+
+def measures(printed: str) -> dict[str, list[float]]:
+    """The figures of held-out pairs and prompts that the demo prints, by the names of their lines."""
+    lines = re.findall(r"^(held out|[a-z]+ )(.*\d)$", printed, re.MULTILINE)
+    found = {name.strip(): [float(number) for number in re.findall(r"-?\d+\.\d+", rest)] for name, rest in lines}
+    return {
+        name: figures
+        for name, figures in found.items()
+        if figures and name not in ("done", "memory", "lr", "reference")
+    }
 
 
 def test_compare_has_flags_of_its_own():
-    assert "--page" in launch("compare", "--help").stdout
+    assert "--losses" in launch("compare", "--help").stdout
 
 
 def test_online_has_flags_of_its_own_and_makes_no_start_where_one_is_named():
@@ -362,6 +383,15 @@ def test_a_round_of_its_own_answers_makes_a_spoiled_start_right_again(tmp_path):
     assert start["prompts"] >= 1000 and start["score"] == start["correct"] < 0.7
     assert after["score"] >= start["score"] + 0.10  # by 0.3 where it was measured
     assert "in all" in done.stdout and (folder / "rounds/model/model.safetensors").exists()
+    shown, now = (rounds(text) for text in (record.read("online")["figures"]["printed"], done.stdout))
+    for name in ("start", "1"):
+        assert now[name] == pytest.approx(shown[name], rel=0.1, abs=0.1), "docs/pairs.md shows other rounds"
+
+
+def rounds(printed: str) -> dict[str, list[float]]:
+    """Of the start and of each round what its line says, but of the minutes."""
+    lines = (line.split() for line in printed.splitlines())
+    return {line[0]: [float(n) for n in line[1:7] if "." in n] for line in lines if line and line[0] in ("start", "1")}
 
 
 def test_bench_and_bench_growth_have_flags_of_their_own():

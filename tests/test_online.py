@@ -315,7 +315,7 @@ def test_a_score_in_a_file_of_ones_own_is_said_again_on_resume_and_an_llms_place
     found = as_begun(Flags(score="mine.py:short", address="http://now/v1", at_once=2), before, RunFolder(tmp_path))
     assert (found.score, found.address, found.at_once) == ("mine.py:short", "http://now/v1", 2)
     assert (found.rounds, found.criterion) == (2, "polite")
-    with pytest.raises(UserError, match="criterion differ from what"):
+    with pytest.raises(UserError, match="was begun with another --criterion; leave that out"):
         as_begun(Flags(score="mine.py:short", criterion="concise"), before, RunFolder(tmp_path))
 
 

@@ -12,12 +12,23 @@ from data.formats import FORMATS
 from data.pairs import split
 from data.rules import embedded_pairs
 from data.tasks import FAMILIES
+from dpo.compare import Flags as CompareFlags
 from dpo.losses.family import LOSSES
+from dpo.train import Flags as TrainFlags
 from gpt import command
 from gpt.command import parse
 from gpt.config_json import read_config
-from gpt.model import GPT
+from gpt.ending import STOPPED
+from gpt.launch.call_in import PATIENCE
+from gpt.launch.knock import MOST
+from gpt.launch.preflight import SOON
+from gpt.launch.preflight import Flags as Preflight
+from gpt.model import GPT, GPTConfig
+from tests.bench.prepare import STEPS
+from tests.bench.record import parts_of, read
 from tests.processes import ROOT
+from tests.test_preflight import TOO_LONG
+from tests.torture.two_machines import TIMEOUT
 
 PAGES = [path for path in sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]) if path.name != "CHANGELOG.md"]
 NAMES = [str(path.relative_to(ROOT)) for path in PAGES]
@@ -164,8 +175,8 @@ def test_a_number_of_the_readme_stands_in_a_table_or_a_listing_that_a_command_pr
     assert not [number for number in said if not re.search(rf"(?<![\d.]){re.escape(number)}(?!\d)", printed)]
 
 
-def test_what_the_readme_says_of_speed_is_what_the_page_on_speed_says():
-    measured = {row[0]: row for row in cells(text_of("docs/speed.md"))}
+def test_what_the_readme_says_of_speed_is_what_was_measured():
+    measured = {row[0]: row for row in cells("\n".join(parts_of("bf16")["bench-bf16"]))}
     names = {"ours": "ours", "the book's loop, float32": "seed fp32", "the book's loop, bf16": "seed bf16"}
     names |= {"TRL 1.16, bf16": "trl bf16"}
     found = {row[0]: row for row in cells(text_of("README.md")) if row[0] in names}
@@ -175,11 +186,27 @@ def test_what_the_readme_says_of_speed_is_what_the_page_on_speed_says():
         assert (speed, ratio, peak, loss) == (row[1].split(" ")[0], row[2], row[3], row[5])
 
 
+def test_what_the_readme_says_of_losses_is_what_was_compared():
+    rows = {row[0]: row for row in cells("\n".join(parts_of("compare")["compare"]))}
+    found = [row for row in cells(text_of("README.md")) if row[0] in ("the start", "dpo", "apo_zero") and len(row) == 5]
+    assert len(found) == 3
+    for name, *shown in found:
+        assert shown == rows[name][1:5]
+
+
+def tortured() -> tuple[str, str, str]:
+    """(tries, how many held, minutes), of which the first two are those of all rows."""
+    about, table = (lines := parts_of("torture")["torture"])[1], "\n".join(lines)
+    tries, held, minutes = re.match(r"(\d+) tries, (\d+) held, in (\d+) minutes; ", about).groups()
+    assert [int(tries), int(held)] == [sum(int(row[place]) for row in cells(table)[2:]) for place in (1, 2)]
+    return tries, held, minutes
+
+
 def test_what_the_readme_counts_is_counted_again():
     text = " ".join(text_of("README.md").split())
-    rows = text_of("docs/reliability.md").split("<!-- torture -->")[1].split("<!-- /torture -->")[0]
-    tries, held = (sum(int(row[column]) for row in cells(rows)[2:]) for column in (1, 2))
-    assert f"{tries} times in 42 minutes: {held} held" in text
+    tries, held, minutes = tortured()
+    assert f"{tries} times in {minutes} minutes: {held} held" in text and tries == held
+    assert f"took {read('demo')['figures']['seconds']:.0f} seconds after installation" in text
     assert len(LOSSES) == 21 and "Twenty-one, from" in text
     assert len(FAMILIES) == 17 and "Seventeen families" in text
     assert len(FORMATS) == 6 and "any of six formats" in text
@@ -189,6 +216,46 @@ def test_what_the_readme_counts_is_counted_again():
     training, held_out = split(embedded_pairs(), 0.1)
     assert f"{len(training):,} to train on, {len(held_out):,} held out" in text
     assert f"{len(held_out):,} held-out prompts" in text
+
+
+# What whole numbers of the prose are, where no table, listing or quoted setting has them: as the code has them now
+SETTINGS = {
+    f"{TrainFlags.timeout:.0f}",
+    f"{MOST:,}",  # bytes of what a node may say
+    str(Preflight.master_port),
+    str(STOPPED),
+    str(STEPS["cpu"]),
+    str(CompareFlags.steps),
+    str(CompareFlags.batch),
+    *("16", "64"),  # tokens of prompts and answers: tests/bench/generation.py
+    f"{GPT.shape(GPTConfig()).parameter_count / 1e6:.0f}",  # GPT-2's, in millions
+    "1,100",  # the book's rows: tests/test_check.py
+    "150",  # steps of the start of online: launch.sh
+    "10",  # the best score: tests/test_questions.py
+    "256",  # SHA-256
+    "15",  # seconds, held to below
+}
+
+
+@pytest.mark.parametrize(
+    "name", ["README.md", "docs/speed.md", "docs/reliability.md", "docs/losses.md", "docs/pairs.md", "docs/network.md"]
+)
+def test_a_whole_number_of_the_prose_is_printed_somewhere_or_a_setting_that_is_known(name):
+    text = text_of(name)
+    printed = "\n".join(re.findall(r"^\|.*$", text, re.MULTILINE) + [block for _, block in FENCE.findall(text)])
+    prose = re.sub(r"^\|.*$", "", FENCE.sub("", text), flags=re.MULTILINE)
+    prose = re.sub(r"`[^`]*`|\]\([^)]*\)|<!--.*?-->|(GPT-|bf|float|bfloat)\d+", "", prose)
+    said = re.findall(r"(?<![\d.,\w])\d[\d,]*\d(?![\d.]*\d)", prose)
+    known = SETTINGS | {*tortured(), f"{read('demo')['figures']['seconds']:.0f}"}  # held to where they stand, above
+    assert not [n for n in said if n not in known and not re.search(rf"(?<![\d.,]){n}(?![\d,.]*\d)", printed)]
+
+
+def test_what_is_said_of_a_network_that_fails_is_so():
+    text = text_of("docs/network.md")
+    assert SOON == PATIENCE and set(re.findall(r"(\d+) s\b", text)) == {f"{SOON:.0f}"} and TOO_LONG == 10
+    ends = re.findall(r"seconds to the end of both ([\d.]+)", "\n".join(parts_of("torture")["torture"]))
+    more = re.search(r"and some (\d+) more until", " ".join(text.split()))[1]
+    assert max(map(float, ends)) == pytest.approx(TIMEOUT + int(more), abs=5)
 
 
 # README.ko.md, which says what README.md says

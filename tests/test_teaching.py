@@ -5,7 +5,6 @@ import re
 from functools import partial
 
 import pytest
-import torch
 
 from dpo import train
 from dpo.compare import signals_as_before
@@ -17,7 +16,8 @@ from gpt.tokenizer import Tokenizer
 from gpt.weights import load_gpt
 from tests.bench import questions
 from tests.bench import teaching as module
-from tests.bench.questions import AT_ONCE, BETAS, DPO, LOOKED, PAGES, TABLES, TAUGHT, Figures, Flags
+from tests.bench.questions import AT_ONCE, BETAS, DPO, LOOKED, TABLES, TAUGHT, Figures, Flags
+from tests.bench.record import parts_of
 from tests.bench.teaching import CUTS, HEADER, Case, cut, first_embedded, taught
 
 NUMBER = re.compile(r"[-+\N{MINUS SIGN}]?\d[\d,]*\.?\d*")
@@ -27,14 +27,7 @@ def cells(line: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
-def page_tables() -> dict[str, list[str]]:
-    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
-    found = re.findall(r"<!-- table: (\w+) -->\n(.*?)<!-- /table -->\n", text, re.DOTALL)
-    assert len(dict(found)) == len(found)
-    return {name: table.splitlines() for name, table in found}
-
-
-SHOWN = page_tables()
+SHOWN = parts_of("questions")  # tests/test_measured.py holds the pages to it
 
 
 def numbers(line: str) -> list[float]:
@@ -73,19 +66,19 @@ def test_a_model_that_is_taught_is_the_one_that_the_trainer_gives(toy, tmp_path,
     flags = train.Flags(init=init, pairs=pairs, loss=spec, steps=5, batch=8, out=str(tmp_path / "run"))
     with signals_as_before():
         assert train.main(flags) == 0
-    training, _ = open_examples(pairs, Tokenizer.load(init), 256, flags.held_out, False, {})
+    training, _ = open_examples(pairs, Tokenizer.load(init), 256, flags.held_out, spec == "sft", {})
     *_, (step, policy) = taught(Case(spec, init=init), training, 5, 8)
     start, trained = load_gpt(init), load_gpt(tmp_path / "run/model")
     moved = [float((a - b).detach().abs().max()) for a, b in zip(trained.parameters(), start.parameters())]
     assert step == 5 and min(moved) > 1e-5
     for ours, theirs in zip(policy.parameters(), trained.parameters(), strict=True):
-        assert torch.allclose(ours, theirs, atol=1e-6)
+        assert float((ours - theirs).detach().abs().max()) < 1e-6
 
 
 # The pages
 
 
-def test_every_table_stands_in_a_page_and_no_other():
+def test_every_table_was_recorded_and_no_other():
     assert SHOWN.keys() == set(TABLES)
 
 
@@ -96,7 +89,7 @@ def computed() -> dict[str, list[str]]:
 
 @pytest.mark.parametrize("name", AT_ONCE)
 def test_a_table_of_what_needs_no_training_is_what_is_found_now(computed, name):
-    how = f"run `python tests/bench/questions.py --tables {name} --write`"
+    how = "run python tests/bench/questions.py --record"
     assert [NUMBER.sub("#", line) for line in SHOWN[name]] == [NUMBER.sub("#", line) for line in computed[name]], how
     for shown, found in zip(SHOWN[name], computed[name]):
         assert numbers(shown) == pytest.approx(numbers(found), rel=0.02, abs=2e-3), how
@@ -174,16 +167,14 @@ def test_a_model_that_was_taught_is_not_taught_again(tmp_path, monkeypatch):
     assert Figures(flags).of(DPO) == first
 
 
-def test_a_table_goes_between_its_marks_and_nothing_else_is_changed(tmp_path, monkeypatch, capsys):
-    page = tmp_path / "page.md"
-    page.write_text("# Page\n<!-- table: scale -->\nold\n<!-- /table -->\nThe rest\n")
-    monkeypatch.setattr(questions, "PAGES", (page,))
-    questions.main(Flags(tables=["scale"], out=str(tmp_path), write=True))
+def test_a_table_is_printed_under_its_name_and_others_are_refused(tmp_path, capsys):
+    questions.main(Flags(tables=["scale"], out=str(tmp_path)))
     table = "\n".join(AT_ONCE["scale"]())
-    assert page.read_text() == f"# Page\n<!-- table: scale -->\n{table}\n<!-- /table -->\nThe rest\n"
     assert capsys.readouterr().out == f"scale\n{table}\n\n"
     with pytest.raises(UserError, match="there is no table 'size'"):
         questions.main(Flags(tables=["size"], out=str(tmp_path)))
+    with pytest.raises(UserError, match="--record keeps all tables"):
+        questions.main(Flags(tables=["scale"], out=str(tmp_path), record=True))
 
 
 @pytest.mark.slow

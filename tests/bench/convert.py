@@ -1,7 +1,7 @@
 """Rows per second of data/build.py convert, and its memory, for the formats and files that people have.
 
     python tests/bench/convert.py                     1,000,000 rows, and a tenth of them, of each
-    ROWS_COUNT=100000 python tests/bench/convert.py
+    python tests/bench/convert.py --count 100000
 
 The rows are those of tests/bench/reading.py, written as others would write them: with a prompt of 20 words and answers of
 10 they are short, so a row costs more than its bytes. Each conversion is a process of its own; "peak" is all its memory
@@ -10,12 +10,12 @@ at its largest, which must not grow with the file.
 
 import gzip
 import json
-import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -23,9 +23,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from data.convert import Convert, convert
 from data.pairs import write_rows
+from gpt.command import check_range, flag, run
 from gpt.files import whole
+from tests.bench.record import KEEP, Parts, keep, where
 
-COUNT = int(os.environ.get("ROWS_COUNT", 1_000_000))
+
+@dataclass(frozen=True)
+class Flags:
+    """Measure how fast files are converted, and in how much memory."""
+
+    count: int = flag(1_000_000, "rows of the larger file of each; the smaller one has a tenth")
+    record: bool = flag(False, KEEP)
 
 
 def chat(row: dict) -> dict:
@@ -78,25 +86,39 @@ CASES: list[tuple[str, Callable, Callable]] = [
 ]
 
 
-def main() -> None:
-    """Write each file in two sizes, convert it, and print a line."""
+def main(flags: Flags) -> None:
+    """Write each file in two sizes, and convert it."""
     from tests.bench.reading import rows  # which brings torch along: no part of what is measured
 
-    print(f"{os.cpu_count()} cores")
+    check_range(flags, ("count",), 100)
+    found = []
     for name, form, write in CASES:
-        for count in (COUNT // 10, COUNT):
+        for count in (flags.count // 10, flags.count):
             with tempfile.TemporaryDirectory() as folder:
                 file = Path(folder) / "in"
                 write(file, map(form, rows(count)))
-                size = file.stat().st_size
-                words = [sys.executable, __file__, str(file), str(Path(folder) / "out.jsonl")]
+                words = [sys.executable, __file__, "measure", str(file), str(Path(folder) / "out.jsonl")]
                 done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
-            line = json.loads(done.stdout.splitlines()[-1])
-            print(
-                f"{name:20}{count:9,} rows, {size / 1e6:5,.0f} MB: {line['seconds']:6.1f} s ({line['cpu']:.1f} s of a core), "
-                f"{count / line['cpu']:7,.0f} rows/s of a core; memory peak {line['peak']:,.0f} MB",
-                flush=True,
-            )
+                line = {"what": name, "rows": count, "bytes": file.stat().st_size}
+            found.append(line | json.loads(done.stdout.splitlines()[-1]))
+            print(json.dumps(found[-1]), flush=True)
+    print("\n".join(table(found)))
+    if flags.record:
+        keep("convert", "python tests/bench/convert.py", found)
+
+
+def table(found: list[dict]) -> list[str]:
+    """A row for each file."""
+    lines = ["| converted | rows | file | of a core | rows/s of a core | memory |", "|---|---|---|---|---|---|"]
+    for one in found:
+        times = f"{one['cpu']:.1f} s | {one['rows'] / one['cpu']:,.0f} | {one['peak']:,.0f} MB"
+        lines.append(f"| {one['what']} | {one['rows']:,} | {one['bytes'] / 1e6:,.0f} MB | {times} |")
+    return lines
+
+
+def parts(made: dict) -> Parts:
+    """The table, and where it was measured."""
+    return {"convert": ["```", where(made), "```", "", *table(made["figures"])]}
 
 
 def measure(file: str, out: str) -> None:
@@ -110,4 +132,4 @@ def measure(file: str, out: str) -> None:
 
 
 if __name__ == "__main__":
-    measure(*sys.argv[1:]) if len(sys.argv) > 1 else main()
+    measure(*sys.argv[2:]) if sys.argv[1:2] == ["measure"] else run(main, Flags)

@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from gpt.command import UserError, check_range, flag, run
 from tests.bench.calls import REAL_PAIRS, Failed, call, measured, read
+from tests.bench.record import KEEP, Parts, keep, where
 
 # What each scan changes; the rest is --size, --batch, the prompts as they are, and one process.
 SCANS = {
@@ -40,6 +41,7 @@ class Flags:
     pairs: str = flag("", "file of pairs; empty: the real rows where ../shared has them, else the embedded set")
     device: str = flag("auto", "auto is cuda where there is one, else cpu", choices=("auto", "cpu", "cuda"))
     out: str = flag("growth.json", "where the figures go, as a list of objects")
+    record: bool = flag(False, KEEP)
 
 
 def main(flags: Flags) -> None:
@@ -56,6 +58,12 @@ def main(flags: Flags) -> None:
             with tempfile.TemporaryDirectory() as folder:
                 found += lines_of(flags, scan, value, Path(folder))
     Path(flags.out).write_text(json.dumps(found, indent=2) + "\n")
+    if flags.record:
+        keep(
+            "growth",
+            "./launch.sh bench growth",
+            {"size": flags.size, "batch": flags.batch, "steps": flags.steps, "lines": found},
+        )
 
 
 def lines_of(flags: Flags, scan: str, value: str | int, folder: Path) -> list[dict]:
@@ -85,6 +93,27 @@ def lines_of(flags: Flags, scan: str, value: str | int, folder: Path) -> list[di
         print(f"| {scan} | {value} | {system} | {figures} |", flush=True)
         found.append({scan: value, "system": system, "pairs_per_second": speed, "peak_bytes": peak, "row_tokens": row})
     return found
+
+
+def parts(made: dict) -> Parts:
+    """A table with a line for each value of each scan, the systems beside each other."""
+    found = made["figures"]["lines"]
+    systems = list(dict.fromkeys(line["system"] for line in found))
+    rows = ["| what changes | tokens of a row | " + " | ".join(systems) + " |", "|---|---|" + "---|" * len(systems)]
+    for scan, value in dict.fromkeys((scan, line[scan]) for line in found for scan in SCANS if scan in line):
+        own = {line["system"]: line for line in found if line.get(scan) == value}
+        figures = (
+            f"{own[name]['pairs_per_second']:.2f}, {own[name]['peak_bytes'] / 2**30:.2f} GiB" if name in own else ""
+            for name in systems
+        )
+        rows.append(f"| {said(scan, value)} | {next(iter(own.values()))['row_tokens']:.0f} | {' | '.join(figures)} |")
+    return {"growth": ["```", f"{made['figures']['steps']} steps of each; {where(made)}", "```", "", *rows]}
+
+
+def said(scan: str, value: int | str) -> str:
+    """A value of a scan in words."""
+    words = {"size": f"model {value}", "prompt": f"prompts of {value} tokens", "batch": f"batch of {value}"}
+    return words.get(scan, f"{value} process{'es' * (value != 1)}")
 
 
 if __name__ == "__main__":

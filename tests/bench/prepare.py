@@ -7,8 +7,6 @@ OUT/facts.json      what these are and what the steps need
 """
 
 import json
-import os
-import platform
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import cycle
@@ -28,6 +26,7 @@ from gpt.device import check_device
 from gpt.tokenizer import Tokenizer
 from gpt.weights import save_gpt
 from tests.bench.needed import FORMULA, matmul_rate, needed_flops
+from tests.bench.record import processor
 from tests.bench.systems import SEED
 
 HELD_OUT = 0.1  # the fraction of the prompts, by hash, that the held-out pairs are taken from
@@ -68,6 +67,7 @@ def prepare(flags: Prepare) -> None:
     lengths = {name: sum(len(getattr(i, name)) for i in met) / len(met) for name in ("prompt", "chosen", "rejected")}
     facts = {
         "steps": steps,
+        "batch": flags.batch,
         "parameters": model.parameter_count,
         "config": asdict(config),
         "pairs": len(met),
@@ -112,16 +112,6 @@ def rate(flags: Rate) -> None:
         "dtype": str(dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
     }
     Path(flags.out).write_text(json.dumps(facts))
-
-
-def processor() -> str:
-    """What the processor calls itself, and how many there are."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        name = platform.machine()
-    return f"{name}, {os.cpu_count()} cores"

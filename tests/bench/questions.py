@@ -2,7 +2,7 @@
 
     python tests/bench/questions.py                            all of them, some 15 minutes of one core
     python tests/bench/questions.py --tables beta start        these
-    python tests/bench/questions.py --write                    and into the pages, each between its marks
+    python tests/bench/questions.py --record                   all, and into the pages
 
 A model that was taught once is not taught again: its figures stay in --out.
 """
@@ -17,17 +17,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from dpo.compare import Ground, figures, ground_of
-from dpo.loss_table import replaced, table
+from dpo.loss_table import table
 from dpo.start import open_model
 from dpo.step import held_out_metrics
 from gpt.command import UserError, check_range, flag, run
 from gpt.files import whole
 from tests.bench.differences import markdown, scale_table, seed_table, start_table
+from tests.bench.record import KEEP, Parts, keep
 from tests.bench.teaching import ONE, Case, embedded, taught
 
-ROOT = Path(__file__).resolve().parents[2]
-PAGES = (ROOT / "docs/questions.md", ROOT / "docs/from-the-seed.md")
-BEGIN, END = "<!-- table: {} -->\n", "<!-- /table -->\n"
 RANDOM, BESIDE = "random:tiny", "dpo + 1.0*sft"
 BETAS = (0.01, 0.03, 0.1, 0.3, 1, 3)
 LOOKED = (0, 1, 10, 50, 100, 200)  # steps after which held-out pairs are scored
@@ -77,7 +75,7 @@ TAUGHT: dict[str, dict[str, Case]] = {
 class Flags:
     """Print the tables that docs/questions.md and docs/from-the-seed.md have, and what they rest on.
 
-    python tests/bench/questions.py --tables beta mean --write
+    python tests/bench/questions.py --tables beta mean
     """
 
     tables: list = flag((), "which; none: all")
@@ -85,26 +83,28 @@ class Flags:
     batch: int = flag(32, "pairs a step")
     prompts: int = flag(400, "held-out prompts to answer; 0: all")
     out: str = flag("runs/questions", "folder in which figures are kept")
-    write: bool = flag(False, "put the tables into the pages")
+    record: bool = flag(False, KEEP)
 
 
 class Figures:
     """What is known of each case, kept in a file."""
 
-    def __init__(self, flags: Flags):
-        self.flags, self.path = flags, Path(flags.out, "figures.json")
-        self.known = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {}
+    def __init__(self, flags: Flags, known: dict[str, dict] | None = None):
+        self.flags, self.path, self.known = flags, Path(flags.out, "figures.json"), known or {}
+        if known is None and self.path.exists():
+            self.known = json.loads(self.path.read_text(encoding="utf-8"))
         self.grounds: dict[str, Ground] = {}
 
     def of(self, case: Case) -> dict:
-        """{"figures": as dpo/compare.py has them, "trace": {step: metrics of held-out pairs, with a beta of 0.1}}"""
+        """{"figures": as dpo/compare.py has them, "trace": {step: mean log-probabilities of held-out answers}}"""
         flags = self.flags
         key = json.dumps([*case, flags.steps, flags.batch, flags.prompts])
         if key not in self.known:
             ground, trace = self.ground(case.init), {}
             for step, policy in taught(case, self.training, flags.steps, flags.batch):
                 if step in LOOKED and case.cut == "ours":
-                    trace[step] = held_out_metrics(policy, ground.held_out, ground.said, ground.plan)
+                    found = held_out_metrics(policy, ground.held_out, ground.said, ground.plan)
+                    trace[step] = {name: found[name] for name in ("logps/chosen", "logps/rejected")}
             self.known[key] = {"figures": figures(policy, ground, 0), "trace": trace}
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with whole(self.path) as file:
@@ -178,16 +178,25 @@ def main(flags: Flags) -> None:
     check_range(flags, ("prompts",), 0)
     if unknown := set(flags.tables) - set(TABLES):
         raise UserError(f"--tables: there is no table {min(unknown)!r}; there are {', '.join(TABLES)}")
-    known = Figures(flags)
+    if flags.record and flags.tables:
+        raise UserError("--record keeps all tables; leave out --tables")
+    known, at_once = Figures(flags), {}
     for name in flags.tables or TABLES:
         lines = lines_of(name, known)
         print("\n".join([name, *lines, ""]), flush=True)
-        begin = BEGIN.format(name)
-        for page in PAGES:
-            if flags.write and begin in page.read_text(encoding="utf-8"):
-                content = replaced(page, "\n".join([*lines, ""]), begin, END)
-                with whole(page) as file:
-                    file.write(content)
+        if name in AT_ONCE:
+            at_once[name] = lines
+    if flags.record:
+        settings = {name: getattr(flags, name) for name in ("steps", "batch", "prompts")}
+        figures = {"settings": settings, "taught": known.known, "at once": at_once}
+        keep("questions", "python tests/bench/questions.py", figures)
+
+
+def parts(made: dict) -> Parts:
+    """All tables of the pages."""
+    found = made["figures"]
+    known = Figures(Flags(**found["settings"]), found["taught"])
+    return found["at once"] | {name: lines_of(name, known) for name in (*TAUGHT, *MEASURED)}
 
 
 if __name__ == "__main__":

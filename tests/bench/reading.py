@@ -1,7 +1,7 @@
 """Pairs per second from a file to an epoch that is planned: reading, checking, tokenizing, splitting, ordering.
 
     python tests/bench/reading.py                     1,000,000 pairs, GPT-2's vocabulary
-    PAIRS_COUNT=100000 python tests/bench/reading.py
+    python tests/bench/reading.py --count 100000
 
 Instruction rows as people have them (a prompt of about 45 tokens in its template, answers of about 15), composed of the
 embedded tasks. Each opening is in processes of its own: the first makes the store, the second finds it; then two
@@ -16,44 +16,75 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 
 from data.pairs import write_rows
 from data.rules import COURTEOUS, RUDE, styled
 from data.tasks import pick, tasks
 from dpo.examples import open_examples
 from dpo.order import steps_in_epochs, steps_of
+from gpt.command import check_range, flag, run
 from gpt.tokenizer import Tokenizer
+from tests.bench.record import KEEP, Parts, keep, where
 
-COUNT = int(os.environ.get("PAIRS_COUNT", 1_000_000))
+
+@dataclass(frozen=True)
+class Flags:
+    """Measure how fast a file of pairs is opened, for the first time and again, by one process and by two."""
+
+    count: int = flag(1_000_000, "pairs in the file")
+    record: bool = flag(False, KEEP)
 
 
-def main() -> None:
-    """Write the rows, and open them in four ways."""
+def main(flags: Flags) -> None:
+    check_range(flags, ("count",), 100)
+    openings = []
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "pairs.jsonl"
-        write_rows(file, rows(COUNT))
-        print(f"{COUNT:,} pairs, {file.stat().st_size / 1e6:,.0f} MB; {os.cpu_count()} cores")
+        write_rows(file, rows(flags.count))
+        size = file.stat().st_size
         for processes in (1, 2):
-            for which in ("first", "second"):
+            for which in ("first", "again"):
                 environment = os.environ | {"GPT_DPO_CACHE": str(Path(folder) / f"cache-{processes}")}
                 for line in started(file, processes, environment):
-                    print(
-                        f"{which:7}opening, {processes} process{'es' * (processes > 1)}: {line['seconds']:6.1f} s "
-                        f"({line['cpu']:.1f} s of a core), "
-                        f"{COUNT / line['seconds']:9,.0f} pairs/s; then fingerprint {line['fingerprint']:.1f} s, "
-                        f"plan {line['plan']:.1f} s; memory own {line['own']:,.0f} MB, peak {line['peak']:,.0f} MB"
-                    )
+                    assert line["pairs"] == flags.count
+                    openings.append({"which": which, "processes": processes} | line)
+                    print(json.dumps(openings[-1]), flush=True)
+    figures = {"count": flags.count, "bytes": size, "openings": openings}
+    print("\n".join(table(figures)))
+    if flags.record:
+        keep("reading", "python tests/bench/reading.py", figures)
+
+
+def table(figures: dict) -> list[str]:
+    """A row for each process of each opening."""
+    lines = [
+        "| opened | seconds | of a core | pairs/s of a core | own memory | at its peak |",
+        "|---|---|---|---|---|---|",
+    ]
+    for one in figures["openings"]:
+        how = f"{one['which']}, {one['processes']} process{'es' * (one['processes'] > 1)}"
+        speed = f"{figures['count'] / one['cpu']:,.0f}" if one["which"] == "first" else ""
+        times = f"{one['seconds']:.1f} | {one['cpu']:.1f} | {speed}"
+        lines.append(f"| {how} | {times} | {one['own']:,.0f} MB | {one['peak']:,.0f} MB |")
+    return lines
+
+
+def parts(made: dict) -> Parts:
+    """The table, and of what."""
+    found = made["figures"]
+    about = f"{found['count']:,} pairs, {found['bytes'] / 1e6:,.0f} MB; {where(made)}"
+    return {"reading": ["```", about, "```", "", *table(found)]}
 
 
 def started(file: Path, processes: int, environment: dict[str, str]) -> list[dict]:
     """What each process says of its opening."""
     launcher = "-m torch.distributed.run --standalone --local-addr 127.0.0.1 --nproc-per-node".split()
-    words = [sys.executable, *([*launcher, str(processes)] if processes > 1 else []), __file__, str(file)]
+    words = [sys.executable, *([*launcher, str(processes)] if processes > 1 else []), __file__, "measure", str(file)]
     done = subprocess.run(words, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -81,10 +112,11 @@ def measure(file: str) -> None:
     opened, cpu = time.perf_counter(), time.process_time() - cpu
     pairs, batch = len(training.ids), 64
     met = sum(len(indices) for _, indices in steps_of(1, steps_in_epochs(pairs, batch, 1), pairs, batch, 0))
-    assert met == pairs and pairs + len(held_out.ids) == COUNT
+    assert met == pairs
     planned = time.perf_counter()
     assert training.fingerprint != held_out.fingerprint
     line = {
+        "pairs": pairs + len(held_out.ids),
         "seconds": opened - began,
         "cpu": cpu,
         "plan": planned - opened,
@@ -101,4 +133,4 @@ def memory(name: str) -> float:
 
 
 if __name__ == "__main__":
-    measure(sys.argv[1]) if len(sys.argv) > 1 else main()
+    measure(sys.argv[2]) if sys.argv[1:2] == ["measure"] else run(main, Flags)

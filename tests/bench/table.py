@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from gpt.command import UserError, check_range, flag, run
 from tests.bench.calls import REAL_PAIRS, Failed, call, measured, read
+from tests.bench.record import KEEP, Parts, keep
 
 SYSTEMS = ("ours", "seed fp32", "seed bf16", "trl bf16", "trl bf16 precomputed")
 INSTALL = "trl is not installed; pip install -c constraints.txt -e '.[peers]'"
@@ -41,7 +42,6 @@ class Run(NamedTuple):
     speed: float  # pairs a second
     peak: int  # bytes
     fraction: float  # of the matmul rate around it
-    out: Path  # of the first run of a system: what it trained
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ class Flags:
     held_out: int = flag(32, "pairs for the held-out loss; 0: none")
     device: str = flag("auto", "auto is cuda where there is one, else cpu", choices=("auto", "cpu", "cuda"))
     out: str = flag("bench.json", "where the figures go, as a list of objects")
+    record: bool = flag(False, KEEP)
 
 
 def main(flags: Flags) -> int:
@@ -82,12 +83,12 @@ def compare(flags: Flags, names: list[str], folder: Path) -> int:
     except Failed as why:
         if flags.device != "cuda" or "--device" not in str(why):
             raise UserError(str(why).removeprefix("error: ")) from None
-        print(f"{why}\n{rows(names, [], {}, 0)}")
+        print("\n".join([str(why), *table(names, [], {}, 0)]))
         Path(flags.out).write_text("[]\n")
         return 0
-    facts = read(folder / "facts.json")
-    print(described(flags, facts, pairs), flush=True)
-    runs, failed, rates = [], set(), [measured_rate(folder, flags.device)]
+    facts = read(folder / "facts.json") | {"size": flags.size, "of": Path(pairs).name or "the embedded set"}
+    print(described(facts), flush=True)
+    runs, trained, failed, rates = [], {}, set(), [measured_rate(folder, flags.device)]
     for number, name in enumerate(order(names, flags.turns)):
         if name in failed:
             continue
@@ -101,21 +102,22 @@ def compare(flags: Flags, names: list[str], folder: Path) -> int:
         rates.append(measured_rate(folder, flags.device))
         best = max(rate["flops_per_second"] for rate in rates[-2:])
         fraction = took["pairs_per_second"] * facts["flops_per_pair"] / best
-        first = all(run.system != name for run in runs)
-        runs.append(Run(name, took["pairs_per_second"], took["peak_bytes"], fraction, out))
+        runs.append(Run(name, took["pairs_per_second"], took["peak_bytes"], fraction))
         shown = f"{took['peak_bytes'] / 2**30:.2f} GiB, {fraction:.1%}, had {took['cores']:.2f} cores"
         print(f"{name:21}{took['pairs_per_second']:8.2f} pairs/s, {shown}", flush=True)
-        rmtree(out / "checkpoints" if first else out, ignore_errors=True)
-    trained = {run.system: run.out for run in reversed(runs)}  # the first of each
+        rmtree(out / "checkpoints" if name not in trained else out, ignore_errors=True)
+        trained.setdefault(name, out)
     losses, before = {}, 0.0
     if flags.held_out and runs:
         call("judge", init=folder / "start", held_out=folder / "held-out.jsonl", models=list(trained.values()),
              out=folder / "losses.json", device=flags.device)  # fmt: skip
         before, *after = read(folder / "losses.json")
         losses = dict(zip(trained, after))
-    print("\n" + rows(names, runs, losses, before))
-    print("\n" + machine(rates))
+    figures = {"facts": facts, "names": names, "runs": runs, "losses": losses, "before": before, "rates": rates}
+    print("\n".join(["", *table(names, runs, losses, before), "", machine(rates)]))
     write(flags.out, names, runs)
+    if flags.record:
+        keep("bench", "./launch.sh bench", figures)
     return 1 if failed else 0
 
 
@@ -128,14 +130,13 @@ def order(names: list[str], turns: int) -> list[str]:
     return [name for turn in turned for other in turn for name in (*ours, other)] + ours
 
 
-def described(flags: Flags, facts: dict, pairs: str) -> str:
+def described(facts: dict) -> str:
     """What is about to be measured."""
-    needed = facts["flops_per_pair"]
     lengths = ", ".join(f"{name} {mean:.1f}" for name, mean in facts["lengths"].items())
     return (
-        f"{flags.size}, {facts['parameters']:,} parameters with random weights; {Path(pairs).name or 'the embedded pairs'}\n"
-        f"{facts['steps']} steps of {flags.batch} pairs, mean tokens: {lengths}; {facts['held_out']} pairs held out\n"
-        f"{facts['formula']}\nhere {needed / 1e9:.1f} GFLOP a pair\n"
+        f"{facts['size']}, {facts['parameters']:,} parameters with random weights; {facts['of']}\n"
+        f"{facts['steps']} steps of {facts['batch']} pairs, mean tokens: {lengths}; {facts['held_out']} pairs held out\n"
+        f"{facts['formula']}\nhere {facts['flops_per_pair'] / 1e9:.1f} GFLOP a pair\n"
     )
 
 
@@ -145,8 +146,20 @@ def measured_rate(folder: Path, device: str) -> dict:
     return read(folder / "rate.json")
 
 
-def rows(names: list[str], runs: list[Run], losses: dict, before: float) -> str:
-    """The table."""
+def parts(made: dict) -> Parts:
+    """The table, and what it is of."""
+    found, facts = made["figures"], made["figures"]["facts"]
+    runs = [Run(*run) for run in found["runs"]]
+    about = [
+        f"{facts['size']}, {facts['parameters']:,} parameters with random weights; {facts['of']}, {facts['steps']} steps of "
+        f"{facts['batch']} pairs; {made['day']}",
+        machine(found["rates"]),
+    ]
+    return {"bench": ["```", *about, "```", "", *table(found["names"], runs, found["losses"], found["before"])]}
+
+
+def table(names: list[str], runs: list[Run], losses: dict, before: float) -> list[str]:
+    """A row for each system."""
     lines = ["| system | pairs/s | ours is | peak | of matmul rate | held-out loss |", "|---|---|---|---|---|---|"]
     for name in names:
         own = [run for run in runs if run.system == name]
@@ -159,7 +172,7 @@ def rows(names: list[str], runs: list[Run], losses: dict, before: float) -> str:
         loss = f"{before:.4f} to {losses[name]:.4f}" if name in losses else ""
         peak, share = max(run.peak for run in own) / 2**30, median(run.fraction for run in own)
         lines.append(f"| {name} | {median(each):.2f}{spread} | {times} | {peak:.2f} GiB | {share:.1%} | {loss} |")
-    return "\n".join(lines)
+    return lines
 
 
 def ahead(name: str, runs: list[Run]) -> list[float]:
@@ -173,10 +186,10 @@ def ahead(name: str, runs: list[Run]) -> list[float]:
 
 
 def machine(rates: list[dict]) -> str:
-    """The machine, and how steady its rate was."""
+    """How fast the machine was, and how steady."""
     speeds, facts = [rate["flops_per_second"] / 1e9 for rate in rates], rates[0]
     return (
-        f"{facts['processor']}, {facts['threads']} threads, torch {facts['torch']}; {facts['dtype']} F.linear, GFLOP/s of "
+        f"{facts['device']}, {facts['threads']} threads, torch {facts['torch']}; {facts['dtype']} F.linear, GFLOP/s of "
         f"{len(speeds)} times: min {min(speeds):.0f}, median {median(speeds):.0f}, max {max(speeds):.0f}"
     )
 

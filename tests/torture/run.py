@@ -20,20 +20,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from dpo.loss_table import replaced
 from gpt.command import UserError, check_range, flag, run
 from gpt.files import whole
+from tests.bench.record import KEEP, Parts, keep, where
 from tests.torture.faults import faults
 from tests.torture.ground import Ground
 from tests.torture.kills import every_operation, kills
 from tests.torture.network import network
-from tests.torture.outcome import Outcome, rows, table
+from tests.torture.outcome import Outcome, Row, rows, table
 from tests.torture.restarts import restarts
 from tests.torture.stops import stops
 from tests.torture.trajectories import changes, same_bits_after_kills, trajectories
 from tests.torture.two_machines import two_machines
-
-BEGIN, END = "<!-- torture -->\n", "<!-- /torture -->\n"
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ class Flags:
     seed: int = flag(0, "of the moments, places and ranks")
     at_once: int = flag(2, "runs of one process at once")
     out: str = flag("torture.json", "where the figures go")
-    page: str = flag("", f"file in which the table replaces what stands between {BEGIN.strip()} and {END.strip()}")
+    record: bool = flag(False, KEEP)
 
 
 PARTS: dict[str, Callable[[Ground, Flags], Iterator[Outcome]]] = {
@@ -73,9 +71,6 @@ def main(flags: Flags) -> int:
     parts = [part.strip() for part in flags.parts.split(";")] if flags.parts else list(PARTS)
     if unknown := [part for part in parts if part not in PARTS]:
         raise UserError(f"--parts: there is no {unknown[0]!r}; there are {', '.join(PARTS)}")
-    page = Path(flags.page) if flags.page else None
-    if page:
-        replaced(page, "", BEGIN, END)
     folder, began = Path(tempfile.mkdtemp(prefix="torture-")), time.monotonic()
     found, minutes = [], 0.0
     ground = Ground(folder, flags.seed, flags.at_once)
@@ -89,10 +84,8 @@ def main(flags: Flags) -> int:
             with whole(flags.out) as file:  # each time: what was found is there also where this is broken off
                 json.dump(report(flags, found, minutes), file, indent=2)
     lines = table(rows(found))
-    if page:
-        content = replaced(page, "\n".join([*lines, ""]), BEGIN, END)
-        with whole(page) as file:
-            file.write(content)
+    if flags.record:
+        keep("torture", "./launch.sh torture", report(flags, found, minutes))
     failed = sum(not one.held for one in found)
     print("\n".join(["", *lines, "", f"{len(found)} tries in {minutes:.0f} minutes, {failed} failed; see {flags.out}"]))
     return 1 if failed else 0
@@ -104,6 +97,14 @@ def report(flags: Flags, found: list[Outcome], minutes: float) -> dict:
     failures = [{"what": one.what, "said": one.said} for one in found if not one.held]
     kept = [row._asdict() for row in rows(found)]
     return {"settings": asdict(flags), "machine": machine, "minutes": minutes, "rows": kept, "failures": failures}
+
+
+def parts(made: dict) -> Parts:
+    """The table, and how long it took."""
+    found = [Row(**row) for row in made["figures"]["rows"]]
+    tries, held = sum(row.tries for row in found), sum(row.held for row in found)
+    about = f"{tries} tries, {held} held, in {made['figures']['minutes']:.0f} minutes; {where(made)}"
+    return {"torture": ["```", about, "```", "", *table(found)]}
 
 
 if __name__ == "__main__":
