@@ -11,13 +11,16 @@ an LLM is named that judges (--judge): how often it prefers the trained model's 
 
 import json
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.judge import JudgeFlags
+from data.onpolicy import every_prompt
 from data.pairs import Pair, summary, write_rows
+from data.sides import side
 from dpo.answers import Answer, answer, differences, rates
 from dpo.by_token import by_token
 from dpo.examples import EMBEDDED, Examples, check_margins, open_examples
@@ -50,7 +53,7 @@ class Flags(JudgeFlags):
 
     policy: str = flag(help="the trained model: run folder, model folder or name on the Hugging Face Hub")
     reference: str = flag("", "model to compare with; empty: what the run's log-ratios were taken against")
-    pairs: str = flag("", "pairs file; empty: what the run was trained on")
+    pairs: str = flag("", "file of pairs, or of prompts alone; empty: what the run was trained on")
     compare: bool = flag(
         None, "answer prompts and compare; unset: unless all three above are given, which scores each pair instead"
     )
@@ -111,13 +114,17 @@ def main(flags: Flags) -> int:
         return 0
     max_new = longest_answer(flags.max_new, 64, context)
     fraction = flags.held_out if flags.held_out is not None else used.get("held_out", 0.1)
-    _, held_out = open_examples(file, tokenizer, length, fraction, not loss.needs_rejected, {}, may_be_empty=True)
-    if not held_out.ids:
-        raise UserError(f"{file or EMBEDDED}: no pair is held out at --held-out {fraction:g}")
-    check_margins(loss, held_out, file)
-    flags = replace(flags, max_new=max_new, out=out)
+    held_out, pairs = None, prompts_alone(file, fraction)
+    if pairs is None:
+        _, held_out = open_examples(file, tokenizer, length, fraction, not loss.needs_rejected, {}, may_be_empty=True)
+        check_margins(loss, held_out, file)
+        pairs = held_out.pairs
+    if not pairs:
+        raise UserError(f"{file or EMBEDDED}: no pair is held out at --held-out {fraction:g}; 1 takes all of them")
+    different = list({pair.prompt: pair for pair in pairs}.values())  # a prompt with several pairs is answered once
+    prompts, flags = different[: flags.prompts or None], replace(flags, max_new=max_new, out=out)
     with join(flags.device) as world:
-        report, prompts, answers = compare(policy, reference, tokenizer, held_out, loss, world, flags)
+        report, answers = compare(policy, reference, tokenizer, held_out, prompts, loss, world, flags)
     if world.is_main:
         tell(report, prompts, answers, flags)
         if judge:  # last, since it may take hours, and the other processes need not wait
@@ -165,36 +172,44 @@ def score(policy: GPT, reference: GPT, examples: Examples, loss: Loss, world: Wo
     print(verdict(lines, loss.beta), file=sys.stderr)
 
 
+def prompts_alone(file: str, fraction: float) -> list[Pair] | None:
+    """The held-out prompts of a file whose first row has no answer; None for pairs, and for what is neither."""
+    with suppress(UserError):  # which is said by who reads pairs
+        if file and not next((prompt.pair.chosen for prompt in every_prompt(file)), "none"):
+            return [prompt.pair for prompt in every_prompt(file) if side(prompt.pair) < fraction]
+    return None
+
+
 def compare(
     policy: GPT,
     reference: GPT,
     tokenizer: Tokenizer,
-    held_out: Examples,
+    held_out: Examples | None,
+    prompts: list[Pair],
     loss: Loss,
     world: World,
     flags: Flags,
-) -> tuple[dict, list[Pair], dict[str, list[Answer]]]:
-    """(what evaluation.json will hold, the held-out prompts, {"before", "after"}: what both models answer to them)"""
-    plan = Plan(loss, way_for(policy, world))
-    every = range(len(held_out.ids))
-    said = reference_logps(reference.to(world.device), held_out, every, plan.way, fingerprint(reference))
-    margins = pair_metrics(policy, reference, held_out, said, plan)
-    folder = RunFolder(flags.out)
-    if (
-        flags.out and on_main(lambda: str(folder.tokens.exists()), world) == "False"
-    ):  # as after a loss without a reference
-        rows = by_token(policy, said, held_out, loss.beta, plan.way, tokenizer)
-        on_main(lambda: write_rows(folder.tokens, rows), world)
-    prompts = {pair.prompt: pair for pair in held_out.pairs}  # a prompt with several pairs is answered once
-    chosen = list(prompts.values())[: flags.prompts or None]
+) -> tuple[dict, dict[str, list[Answer]]]:
+    """(what evaluation.json will hold, {"before", "after"}: what both models answer to the prompts). held_out: None where there
+    are prompts alone."""
+    margins: dict[str, dict[str, float]] = {"before": {}, "after": {}}
+    if held_out:
+        plan, every = Plan(loss, way_for(policy, world)), range(len(held_out.ids))
+        said = reference_logps(reference.to(world.device), held_out, every, plan.way, fingerprint(reference))
+        margins = pair_metrics(policy, reference, held_out, said, plan)
+        folder = RunFolder(flags.out)
+        # there are none after a loss without a reference
+        if flags.out and on_main(lambda: str(folder.tokens.exists()), world) == "False":
+            rows = by_token(policy, said, held_out, loss.beta, plan.way, tokenizer)
+            on_main(lambda: write_rows(folder.tokens, rows), world)
     answers = {
-        name: answer(model.to(world.device), tokenizer, chosen, flags.max_new, f"answers {name}")
+        name: answer(model.to(world.device), tokenizer, prompts, flags.max_new, f"answers {name}")
         for name, model in (("before", reference), ("after", policy))
     }
-    report: dict = {name: margins[name] | rates(chosen, given) for name, given in answers.items()}
-    report["difference"] = differences(chosen, answers["before"], answers["after"])
+    report: dict = {name: margins[name] | rates(prompts, given) for name, given in answers.items()}
+    report["difference"] = differences(prompts, answers["before"], answers["after"])
     report["loss"] = str(loss)
-    return report, chosen, answers
+    return report, answers
 
 
 def tell(report: dict, prompts: list[Pair], answers: dict[str, list[Answer]], flags: Flags) -> None:

@@ -11,7 +11,7 @@ from torch.nn.functional import logsigmoid
 from dpo.losses import Scores, parse_loss
 from dpo.losses.pairwise import dpo
 from dpo.metrics import sums
-from dpo.one_pair import walk_of
+from dpo.one_pair import SHORT, walk_of
 from dpo.rows import Ids, collate
 from dpo.walk import STOPS, shown
 from gpt.attention import may_look
@@ -70,6 +70,7 @@ def test_numbers_that_the_tour_speaks_of_are_those_of_its_listings(walk):
     rose, fell = re.search(r"rose by (\d\.\d+) nats and the rejected one fell by (\d\.\d+)", text).groups()
     printed = "\n".join(shown(STOPS[8], walk))
     assert f"+{rose} " in printed and f"-{fell} " in printed
+    assert f"The pair is row {SHORT} of the embedded set" in text
     places, of, _ = walk.batch.targets
     wanted, at, row = re.search(
         r"(\d+) log-probabilities are wanted, at (\d+) places, and of the (\d+) places", TOUR

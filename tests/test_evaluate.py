@@ -228,6 +228,32 @@ def test_without_a_file_or_a_reference_of_ones_own_the_default_is_to_compare(run
         assert "1 held-out prompts, greedy" in here(*flags, *short)[0]
 
 
+def test_prompts_without_answers_are_answered_and_nothing_is_said_of_pairs(run, here, tmp_path):
+    rows = [{name: row[name] for name in ("instruction", "input")} for row in preference_rows(7, seed=5)]
+    rows.append({"prompt": "Once upon a time"})
+    write_rows(tmp_path / "prompts.jsonl", [*rows, rows[0]])
+    flags = [
+        "--policy",
+        run,
+        "--pairs",
+        tmp_path / "prompts.jsonl",
+        "--held-out",
+        1,
+        "--out",
+        tmp_path / "out",
+        "--show",
+        0,
+    ]
+    out, _ = here(*flags)
+    report = json.loads((tmp_path / "out/evaluation.json").read_text())
+    assert report["after"].keys() == report["before"].keys() == {"stopped", "length", "prompts"}
+    assert report["after"]["prompts"] == 8 and report["difference"] == {}  # one of them stands there twice
+    assert "8 held-out prompts, greedy" in out and "margin" not in out
+    assert not (tmp_path / "out/tokens.jsonl").exists()
+    asked = [json.loads(line)["prompt"] for line in (tmp_path / "out/samples.jsonl").read_text().splitlines()]
+    assert asked[-1] == "Once upon a time" and len(asked) == 8
+
+
 def test_what_is_measured_on_other_data_leaves_the_runs_own_evaluation_alone(run, here, tmp_path):
     write_rows(tmp_path / "other.jsonl", preference_rows(9, seed=5))
     short = ["--policy", run, "--prompts", 1, "--max-new", 4]

@@ -25,6 +25,8 @@ from gpt.launch.preflight import SOON
 from gpt.launch.preflight import Flags as Preflight
 from gpt.model import GPT, GPTConfig
 from tests.bench.prepare import STEPS
+from tests.bench.questions import BETAS
+from tests.bench.questions import Flags as QuestionFlags
 from tests.bench.record import parts_of, read
 from tests.processes import ROOT
 from tests.test_preflight import TOO_LONG
@@ -229,6 +231,10 @@ SETTINGS = {
     str(CompareFlags.batch),
     *("16", "64"),  # tokens of prompts and answers: tests/bench/generation.py
     f"{GPT.shape(GPTConfig()).parameter_count / 1e6:.0f}",  # GPT-2's, in millions
+    f"{len(split(embedded_pairs(), 0.1)[1]):,}",  # held-out prompts
+    str(QuestionFlags.prompts),
+    f"{max(BETAS) / min(BETAS):.0f}",  # how far the betas of docs/questions.md lie apart
+    f"{int(re.search(r'--steps (2500) ', text_of('launch.sh'))[1]):,}",  # steps of SFT in scratch
     "1,100",  # the book's rows: tests/test_check.py
     "150",  # steps of the start of online: launch.sh
     "10",  # the best score: tests/test_questions.py
