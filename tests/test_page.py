@@ -367,10 +367,7 @@ def test_a_folder_of_runs_stands_for_them(tmp_path, inner):
 
 def test_a_run_that_has_begun_shows_what_there_is(tmp_path):
     found = Taken(page_of([make_run(tmp_path / "begun", dpo_lines()[:2], [], [])]))
-    assert (
-        "1 of 60 steps of 8 pairs, not finished yet, with dpo(beta=0.1)" in found.text
-        and "No answers yet" in found.text
-    )
+    assert "1 of 60 steps of 8 pairs, stopped, with dpo(beta=0.1)" in found.text and "No answers yet" in found.text
     assert f"python dpo/evaluate.py --policy {tmp_path / 'begun'} lets" in found.text
 
 
@@ -430,7 +427,7 @@ def test_no_run_and_no_metrics_yet_say_what_to_name(tmp_path):
 
 def test_each_of_many_runs_has_a_mark_of_its_own_and_too_many_are_refused(tmp_path):
     for number in range(24):
-        make_run(tmp_path / f"{number}", dpo_lines()[:2], [], [])
+        make_run(tmp_path / f"{number}", dpo_lines()[:3], [], [])
     marks = [one["class"] for one in Taken(page_of([tmp_path])).of("span") if "run-" in one.get("class", "")]
     assert len(marks) == 2 * 24 and len(set(marks)) == 24  # in the table and above the curves
     make_run(tmp_path / "24", dpo_lines()[:2], [], [])

@@ -7,6 +7,7 @@ from dpo.page.digits import MINUS, number_of, signed
 from dpo.page.inline import RUNS
 from dpo.page.markup import Html, joined, tag
 from dpo.page.reading import Run, figure, part
+from dpo.page.state import word
 from dpo.side_by_side import NOTES
 
 # What metrics.jsonl says of held-out pairs, beside the figures of evaluation.json
@@ -89,7 +90,9 @@ def short(paths: Sequence[str]) -> list[str]:
 
 def _steps(run: Run) -> str:
     done, planned = run.steps
-    return f"{done:,} of {planned:,}" if done < planned else f"{done:,}"
+    if done >= planned:
+        return f"{done:,}"
+    return f"{done:,} of {planned:,}{', ' * bool(word(run))}{word(run)}"
 
 
 def swatch(color: str, thin: bool = False) -> Html:
