@@ -18,6 +18,7 @@ from dpo.page.about import in_full, paragraph
 from dpo.page.answers import AT_FIRST, MOST, answers, kinds_of, marked
 from dpo.page.charts import CHARTS
 from dpo.page.curves import POINTS, smoothed, thinned
+from dpo.page.curves import chart as draw_chart
 from dpo.page.digits import number_of, signed, tick
 from dpo.page.figures import figures, overview, short
 from dpo.page.inline import COLORS, inline_svg
@@ -116,9 +117,36 @@ def test_a_curve_of_many_steps_is_thinned_to_means_that_keep_the_whole():
 
 def test_a_smoothed_curve_is_the_mean_of_the_neighbours_that_there_are():
     values = np.arange(60.0) ** 2
-    window = 60 // 40
+    window = 4  # of 60 values: on either side
     expected = [values[max(0, i - window) : i + window + 1].mean() for i in range(60)]
     assert smoothed(values) == pytest.approx(expected)
+
+
+def shown_of(name: str, lines: list[dict]) -> Taken:
+    """One chart of a run."""
+    (one,) = (chart for chart in CHARTS if chart.name == name)
+    return Taken(draw_chart(one, [Metrics(lines)]))
+
+
+@pytest.mark.parametrize("chart", CHARTS, ids=lambda chart: chart.name)
+def test_the_axes_of_a_chart_say_what_they_count(chart):
+    found = shown_of(chart.name, dpo_lines())
+    assert "step" in found.text and chart.unit in found.text and chart.unit
+
+
+@pytest.mark.parametrize("steps", [20, 60, 400])
+def test_each_step_is_a_point_behind_the_mean_and_of_few_steps_the_line_itself(steps):
+    pieces = [one["d"].split("M") for one in shown_of("margins", dpo_lines(steps)).of("path")]
+    points = [piece for piece in pieces if len(piece) > 9]
+    assert [len(piece) - 1 for piece in points] == ([] if steps == 20 else [min(steps, POINTS)])
+    for piece in points:  # each a line without length, which its round ends make a dot
+        ends = [re.findall("[-.0-9]+", one) for one in piece[1:]]
+        assert all(len(end) == 4 and end[:2] == end[2:] for end in ends)
+
+
+def test_rounding_is_drawn_as_nothing_and_not_as_a_curve():
+    lines = [line | {"rewards/margins": 1e-8 * (-1) ** line["step"]} for line in dpo_lines(4)]
+    assert not re.search("e\N{MINUS SIGN}[5-9]", shown_of("margins", lines).text)
 
 
 # the page
@@ -336,10 +364,10 @@ def test_a_loss_that_does_not_begin_at_ln_2_is_not_held_against_it(tmp_path):
 
 
 def test_faint_steps_and_their_mean_are_spoken_of_where_both_are_drawn(page, tmp_path):
-    assert "faint each step" in page.text
-    shorter = make_run(tmp_path / "short", dpo_lines(40))
+    assert "faint points each step, the line their mean" in page.text
+    shorter = make_run(tmp_path / "short", dpo_lines(20))
     assert "A line is training; dots" in Taken(page_of([shorter])).text
-    assert "A line is training; dots" in Taken(page_of([shorter, make_run(tmp_path / "again", dpo_lines(30))])).text
+    assert "A line is training; dots" in Taken(page_of([shorter, make_run(tmp_path / "again", dpo_lines(15))])).text
 
 
 def test_random_weights_without_likelihood_stand_out(tmp_path):

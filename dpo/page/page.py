@@ -124,7 +124,7 @@ def _key(runs: Sequence[Run]) -> Html:
     lines = [line for one in charts_of(metrics) for line in one.lines]
     means = any(is_smoothed(line, one) for line in lines for one in metrics)
     alone = len(runs) == 1
-    mean = (", faint each step, strong their mean" if alone else ", the mean over some steps") * means
+    mean = (", faint points each step, the line their mean" if alone else ", the mean over some steps") * means
     how = tag("p", f"A line is training{mean}; dots are held-out pairs.", class_="hint")
     names = [tag("span", run_swatch(number), run.name) for number, run in enumerate(runs)]
     return how if alone else joined(tag("p", *names, class_="key"), how)
@@ -149,14 +149,13 @@ def _card(one: Chart, svg: Html, sentences: Sequence[str], alone: bool) -> Html:
     keys = [
         tag("span", swatch(line.color if alone else "ink", line.thin and not alone), line.label) for line in one.lines
     ]
-    key = tag("p", *keys, class_="key") if len(keys) > 1 else None
+    head = tag("div", tag("h3", one.title), tag("p", *keys, class_="key") if len(keys) > 1 else None, class_="top")
     usual = ["Trouble would look like this: ", one.warning]
     said = [tag("b", "Seen here: "), " ".join(sentences)] if sentences else usual
     warning = tag("p", *said, class_="warning on" if sentences else "warning") if one.warning else None
     return tag(
         "figure",
-        tag("h3", one.title),
-        key,
+        head,
         svg,
         tag("figcaption", tag("p", one.reading), warning),
         class_="card",
