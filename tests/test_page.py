@@ -181,6 +181,20 @@ def test_a_sign_is_on_at_its_chart_and_named_above(tmp_path):
     assert found.of("a", href="#rewards")
 
 
+def test_trouble_of_the_machine_is_told_from_that_of_the_model(tmp_path):
+    lines = dpo_lines(fall=lambda part: -0.3 * part)
+    for line in lines[31:]:
+        line |= {"pairs_per_second": 30.0} if line["split"] == "train" else {}
+    folder = make_run(tmp_path / "slow", lines)
+    found = Taken(page_of([folder]))
+    assert found.text.count("The machine became slower, from 100 pairs a second to 30") == 2
+    assert (
+        len(found.of("li", **{"class": "machine"})) == 1 and len(found.of("p", **{"class": "warning on machine"})) == 1
+    )
+    assert found.of("li") != found.of("li", **{"class": "machine"}) and found.of("p", **{"class": "warning on"})
+    assert len(Taken(page_of([folder, make_run(tmp_path / "well")])).of("li", **{"class": "machine"})) == 1
+
+
 def test_nothing_of_a_page_comes_from_elsewhere_or_runs(page):
     assert not {"script", "img", "link", "iframe", "object", "base"} & {name for name, _ in page.elements}
     for name, attributes in page.elements:

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from difflib import SequenceMatcher
 
 from data.turns import instruction_in
+from dpo.page.answer_signs import is_looping
 from dpo.page.markup import Html, joined, tag
 from dpo.page.reading import Sample
-from dpo.page.signs import is_looping
 
 MOST = 1500  # answers on a page
 AT_FIRST = 30  # of a choice that are shown before all are asked for: so many are in page.css too

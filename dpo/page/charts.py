@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from dpo.page import signs
+from dpo.page import answer_signs, signs
 from dpo.page.reading import Metrics, Run
 
 TERMS = 8  # colours of terms of a loss, those of runs
@@ -34,6 +34,7 @@ class Chart(NamedTuple):
     level: float | None = None  # a line to compare with
     note: str = ""  # what it says beside that line
     least: float = 0.0  # what its axis spans at least, so that rounding is no curve
+    machine: bool = False  # whether it tells of the machine, and not of the model
 
 
 CHOSEN, REJECTED = "chosen", "rejected"
@@ -137,6 +138,7 @@ CHARTS = (
         "Of all processes together, evaluations and checkpoints left out.",
         "it falls to half and stays there: the machine has other work, or is too hot.",
         (signs.slowing,),
+        machine=True,
     ),
 )
 
@@ -174,7 +176,8 @@ def _without_ln_2(chart: Chart) -> Chart:
 def signs_of(run: Run) -> dict[str, list[str]]:
     """Of each sign of trouble that there is the sentence, and where it is seen: {"sentence": ["rewards", "logps"]}."""
     found = {sentence: ["in-full"]} if (sentence := signs.untaught(run.record)) else {}
-    found |= {sentence: ["answers"] for sign in signs.OF_ANSWERS if (sentence := sign(run.samples))}
+    found |= {sentence: ["logps"]} if (sentence := signs.guessing(run)) else {}
+    found |= {sentence: ["answers"] for sign in answer_signs.OF_ANSWERS if (sentence := sign(run.samples))}
     for chart in charts_of([run.metrics]):
         for sign in chart.signs:
             if sentence := sign(run.metrics):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dpo.page.about import heading, in_full, paragraph
 from dpo.page.answers import answers
-from dpo.page.charts import Chart, charts_of, signs_of
+from dpo.page.charts import CHARTS, Chart, charts_of, signs_of
 from dpo.page.curves import chart, is_smoothed
 from dpo.page.figures import figures, overview, run_swatch, swatch
 from dpo.page.markup import Html, joined, tag
@@ -23,6 +23,7 @@ from dpo.page.token_view import legend, margins, token_view
 from gpt.command import UserError
 
 MOST = 24  # runs on a page: as many as colours, solid, dashed and dotted, tell apart
+MACHINE = [one.name for one in CHARTS if one.machine]
 HOW = (
     "A loss such as DPO's knows whole answers only. Here is each of their tokens, coloured by log π less log π of the "
     "reference: their sum, times beta, is the answer's reward. A manner that was learned shows in a few tokens, an answer that "
@@ -115,7 +116,12 @@ def _section(name: str, title: str, *content: Html | None) -> Html:
 def _signs(shown: dict[str, list[str]], linked: bool = True) -> Html:
     if not shown:
         return tag("p", "Nothing: none of the signs of trouble that are looked for is there.", class_="hint")
-    items = [tag("li", said, *(" ", tag("a", "look", href=f"#{where[0]}")) * linked) for said, where in shown.items()]
+    items = [
+        tag(
+            "li", said, *(" ", tag("a", "look", href=f"#{where[0]}")) * linked, class_="machine" * (where[0] in MACHINE)
+        )
+        for said, where in shown.items()
+    ]
     return tag("ul", *items, class_="signs")
 
 
@@ -152,7 +158,8 @@ def _card(one: Chart, svg: Html, sentences: Sequence[str], alone: bool) -> Html:
     head = tag("div", tag("h3", one.title), tag("p", *keys, class_="key") if len(keys) > 1 else None, class_="top")
     usual = ["Trouble would look like this: ", one.warning]
     said = [tag("b", "Seen here: "), " ".join(sentences)] if sentences else usual
-    warning = tag("p", *said, class_="warning on" if sentences else "warning") if one.warning else None
+    kind = "warning" + " on" * bool(sentences) + " machine" * (bool(sentences) and one.machine)
+    warning = tag("p", *said, class_=kind) if one.warning or sentences else None
     return tag(
         "figure",
         head,
