@@ -274,6 +274,26 @@ def test_each_choice_says_how_many_and_each_answer_has_its_classes(page):
     assert f"n + {AT_FIRST + 1} of .worse" in STYLE
 
 
+def test_what_was_expected_stands_beside_the_prompt_and_how_each_answer_is_at_the_answer(tmp_path):
+    told = {"expected": "<b>91", "correct": {"before": True, "after": False}}
+    rows = [sample("91", "93", **told), sample("a", "b")]
+    items = re.findall(
+        "<article.*?</article>", answers(read_run(make_run(tmp_path / "run", samples=rows)).samples), re.S
+    )
+    first, second = (Taken(item) for item in items)
+    assert "expected <b>91" in first.text
+    assert "before \N{CHECK MARK}91" in first.text and "after \N{BALLOT X}93" in first.text
+    assert [one["aria-label"] for one in first.of("span", role="img")] == ["correct", "not correct"]
+    assert "expected" not in second.text and not second.of("span", role="img")
+
+
+def test_all_answers_of_a_choice_are_asked_for_by_their_number_where_some_are_hidden(tmp_path, page):
+    rows = [sample("a", f"{'b ' * (number < 40)}c") for number in range(1234)]
+    found = Taken(page_of([make_run(tmp_path / "run", samples=rows)]))
+    assert re.findall(r"show all ([\d,]+)", found.text) == ["1,234", "1,234", "40"]  # all, changed, longer
+    assert "show all" not in page.text and not page.of("input", id="whole")
+
+
 def test_of_very_many_answers_some_from_all_over_are_shown(tmp_path):
     rows = [sample("a", f"answer {number}") for number in range(2 * MOST)]
     run = read_run(make_run(tmp_path / "many", samples=rows))

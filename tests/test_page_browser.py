@@ -129,7 +129,14 @@ def test_each_choice_shows_its_answers_and_no_others_without_any_script(opened, 
         assert visible(page, ".answers article") == count, choice
         if choice != "all":
             assert visible(page, f".answers article.{choice}") == count
-    page.locator("label[for=whole]").click()
+    more = page.locator("label[for=whole]")
+    assert more.inner_text() == "show all 64"
+    page.locator("label[for=only-worse]").click()
+    assert not more.is_visible()  # its two are there
+    page.locator("label[for=only-changed]").click()
+    assert more.inner_text() == "show all 63"
+    page.locator("label[for=only-all]").click()
+    more.click()
     assert visible(page, ".answers article") == 64
     page.locator("label[for=only-changed]").click()
     assert visible(page, ".answers article") == 63 and heard == []

@@ -1,4 +1,4 @@
-"""dpo/page/signs.py, answer_signs.py: each sign on a curve that was made to show it, on those that do not, and on spoiled runs."""
+"""dpo/page/signs.py, answer_signs.py: each sign on a curve that was made to show it, on others, and on spoiled runs."""
 
 import json
 import math

@@ -49,6 +49,7 @@ class Sample(NamedTuple):
     stopped: tuple[bool, bool] | None
     length: tuple[int, int] | None  # tokens
     correct: tuple[bool, bool] | None  # by the rule of a task
+    expected: str = ""  # the plain answer that the rule knows; "" where there is none
 
 
 class Answered(NamedTuple):
@@ -189,7 +190,8 @@ def _rows(file: Path) -> list[Row]:
 def _sample(value: Any, where: str) -> Sample:
     prompt, before, after = (_text(value, name, where) for name in ("prompt", "before", "after"))
     stopped, length, correct = _told(value, "stopped", bool), _told(value, "length", int), _told(value, "correct", bool)
-    return Sample(prompt, before, after, stopped, length, correct)
+    expected = value.get("expected")
+    return Sample(prompt, before, after, stopped, length, correct, expected if isinstance(expected, str) else "")
 
 
 def _told(value: dict, name: str, wanted: type[T]) -> tuple[T, T] | None:
