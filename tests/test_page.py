@@ -224,7 +224,9 @@ def test_a_colour_of_a_curve_is_one_of_the_style():
 
 
 def test_whatever_a_file_holds_stays_text(tmp_path, page):
-    samples = [row for hostile in HOSTILE for row in (sample("5", hostile, hostile), sample(hostile, "5"))]
+    samples = [
+        row for hostile in HOSTILE for row in (sample("5", hostile, hostile, expected=hostile), sample(hostile, "5"))
+    ]
     pairs = [pair(number, [hostile, "b", hostile]) for number, hostile in enumerate(HOSTILE)]
     more = {f"loss/{hostile}": 0.5 for hostile in HOSTILE} | dict.fromkeys(HOSTILE, 1.0)
     folder = make_run(tmp_path / HOSTILE[0].replace("/", "|"), [line | more for line in dpo_lines()], samples, pairs)
@@ -237,8 +239,8 @@ def test_whatever_a_file_holds_stays_text(tmp_path, page):
     (folder / "evaluation.json").write_text(json.dumps({"before": evaluation, "after": evaluation, "judge": judge}))
     found = Taken(page_of([folder]))
     shown = found.text.replace("\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}\n", "\n")  # as a token shows it
-    for hostile in HOSTILE:  # in answers 2, prompts 1, tokens 4, terms 1, flags 2, families 1
-        assert shown.count(escaped(hostile)) >= 11
+    for hostile in HOSTILE:  # in answers 2, prompts 1, expected 1, tokens 4, terms 1, flags 2, families 1
+        assert shown.count(escaped(hostile)) >= 12
     there, usual = ({name for name, _ in one.elements} for one in (found, page))
     assert there - {"span"} <= usual  # no element that a page without such text does not have
     test_nothing_of_a_page_comes_from_elsewhere_or_runs(found)

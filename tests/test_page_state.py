@@ -50,6 +50,11 @@ def test_from_the_second_step_on_there_are_curves(tmp_path):
     assert Taken(page_of([part_of_a_run(tmp_path / "run", 3)])).of("svg")
 
 
+@pytest.mark.parametrize("lines, said", [(20, "Nothing yet: most signs"), (23, "Nothing: none of the signs")])
+def test_before_signs_are_looked_for_their_absence_says_nothing(tmp_path, lines, said):
+    assert said in Taken(page_of([part_of_a_run(tmp_path / "run", lines)])).text
+
+
 def test_several_runs_of_which_none_has_curves_yet_are_a_table(tmp_path):
     runs = [part_of_a_run(tmp_path / name, 2) for name in "ab"]
     found = Taken(page_of(runs))
@@ -111,7 +116,7 @@ def test_when_the_last_line_was_written_is_told_until_the_run_is_finished(tmp_pa
 
 def test_of_several_runs_the_table_says_which_was_stopped(tmp_path):
     runs = [make_run(tmp_path / "whole"), part_of_a_run(tmp_path / "part", 30)]
-    assert "28 of 60, stopped" in Taken(page_of(runs)).text
+    assert "28 of 60 stopped" in Taken(page_of(runs)).text
 
 
 # what a page is headed

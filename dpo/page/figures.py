@@ -88,11 +88,10 @@ def short(paths: Sequence[str]) -> list[str]:
     return list(paths)
 
 
-def _steps(run: Run) -> str:
+def _steps(run: Run) -> Html:
     done, planned = run.steps
-    if done >= planned:
-        return f"{done:,}"
-    return f"{done:,} of {planned:,}{', ' * bool(word(run))}{word(run)}"
+    count = f"{done:,} of {planned:,}" if done < planned else f"{done:,}"
+    return joined(count, " ", tag("small", word(run))) if word(run) else joined(count)
 
 
 def swatch(color: str, thin: bool = False) -> Html:

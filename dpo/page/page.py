@@ -18,6 +18,7 @@ from dpo.page.curves import chart, is_smoothed
 from dpo.page.figures import figures, overview, run_swatch, swatch
 from dpo.page.markup import Html, joined, tag
 from dpo.page.reading import Run, not_begun, own_name, read_run, run_folders
+from dpo.page.signs import ENOUGH
 from dpo.page.state import has_curves, state, to_begin, waits
 from dpo.page.token_view import legend, margins, token_view
 from gpt.command import UserError
@@ -82,7 +83,9 @@ def _one(run: Run) -> Html:
     tokens = joined(how, token_view(run.pairs)) if run.pairs else None
     return joined(
         tag("header", heading(run), paragraph(run), state(run), in_full(run) if run.record else None),
-        _section("signs", "What stands out", _signs(shown)) if shown or has_curves(run) else None,
+        _section("signs", "What stands out", _signs(shown, early=run.steps[0] < ENOUGH))
+        if shown or has_curves(run)
+        else None,
         _section("figures", "Before and after", before_after) if before_after else None,
         _section("curves", "Curves", *_curves([run], shown)),
         _section("tokens", "Where training acted", tokens) if tokens else None,
@@ -113,9 +116,11 @@ def _section(name: str, title: str, *content: Html | None) -> Html:
     return tag("section", tag("h2", title), *content, id=name)
 
 
-def _signs(shown: dict[str, list[str]], linked: bool = True) -> Html:
+def _signs(shown: dict[str, list[str]], linked: bool = True, early: bool = False) -> Html:
     if not shown:
-        return tag("p", "Nothing: none of the signs of trouble that are looked for is there.", class_="hint")
+        none = "Nothing: none of the signs of trouble that are looked for is there."
+        soon = f"Nothing yet: most signs of trouble are looked for after {ENOUGH} steps."
+        return tag("p", soon if early else none, class_="hint")
     items = [
         tag(
             "li", said, *(" ", tag("a", "look", href=f"#{where[0]}")) * linked, class_="machine" * (where[0] in MACHINE)
