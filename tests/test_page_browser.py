@@ -199,7 +199,9 @@ def test_a_watched_page_follows_its_run_and_keeps_what_the_reader_chose(opened, 
             assert "28 of 60 steps" in page.locator(".lead").inner_text()
             with open(folder / "metrics.jsonl", "a") as file:
                 file.writelines(json.dumps(line) + "\n" for line in dpo_lines()[30:])
-            playwright.expect(page.locator(".lead")).to_have_text(re.compile("^60 steps of 8 pairs with"), timeout=15_000)
+            playwright.expect(page.locator(".lead")).to_have_text(
+                re.compile("^60 steps of 8 pairs with"), timeout=15_000
+            )
             assert page.locator("#only-worse").is_checked() and visible(page, ".answers article") == 2
             assert page.locator("#in-full").get_attribute("open") is not None
             assert page.evaluate("scrollY") == 900

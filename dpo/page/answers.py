@@ -95,7 +95,7 @@ def _item(sample: Sample, kinds: set[str]) -> Html:
         notes.append(tag("span", "{} to {} tokens".format(*sample.length), class_="note"))
     asked = [tag("p", task_of(sample.prompt), dir="auto")]
     if sample.expected:
-        asked.append(tag("p", tag("small", "expected "), tag("b", sample.expected), dir="auto"))
+        asked.append(tag("p", tag("small", "expected "), tag("span", sample.expected, class_="expected"), dir="auto"))
     was, now = sample.correct or (None, None)
     return tag(
         "article",
