@@ -116,6 +116,7 @@ class Job:
             "lr": self.lr,
             "lora_alpha": flags.lora_alpha or (2 * flags.lora or None),
             "steps": self.steps,
+            "vocab_size": self.policy.config.vocab_size,
             "micro": limit.pairs,
             "tokens": kept.get("tokens") if kept.get("micro") == limit.pairs else limit.tokens,
             "precision": (flags.precision == "auto" and kept.get("precision"))

@@ -2,7 +2,7 @@
 
     python dpo/report.py runs/NAME                  writes runs/NAME/report.html, as training and evaluation do at their end
     python dpo/report.py runs/A runs/B              both on one page, runs/report.html
-    python dpo/report.py runs/NAME --watch          follows a run that goes on, in a browser of this machine
+    python dpo/report.py runs/NAME --watch          follows a run that goes on or is yet to begin, in a browser of this machine
 
 A page is one file without script or network. Its parts stand in dpo/page/, and are imported when one is drawn: matplotlib
 is an extra.
@@ -38,7 +38,7 @@ def main(flags: Flags) -> int:
     paths = [Path(name) for name in flags.runs]
     check_range(flags, ("port",), 0, below=2**16)
     for path in paths:
-        if not path.is_dir():
+        if not (path.is_dir() or flags.watch and not path.exists()):
             raise UserError(f"{path} is no folder; name a run folder, what dpo/train.py was given as --out")
     if flags.watch:
         return follow(paths, flags)
@@ -55,10 +55,13 @@ def follow(paths: list[Path], flags: Flags) -> int:
     if flags.out:
         raise UserError("--watch writes no file; leave out --out")
     with_matplotlib()
+    from dpo.page.reading import not_begun
     from dpo.page.serve import watch
 
     with watch(paths, flags.port) as server:
         print(f"http://127.0.0.1:{server.server_address[1]}/ shows it until Ctrl+C", flush=True)
+        for path in not_begun(paths):
+            print(f"waiting for {path} to begin", flush=True)
         server.serve_forever()
     return 0
 

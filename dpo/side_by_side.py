@@ -67,7 +67,7 @@ def samples(pairs: list[Pair], answers: dict, count: int) -> str:
 
 def sample_rows(prompts: Sequence[Pair], before: Sequence[Answer], after: Sequence[Answer]) -> Iterator[dict]:
     """The rows of samples.jsonl: what both models answer to each prompt, whether the answer ended, its tokens, and where a
-    rule knows whether it is correct."""
+    rule knows the plain answer, that and whether each of both is correct."""
     for pair, old, new in zip(prompts, before, after):
         row: dict = {
             "prompt": pair.prompt,
@@ -79,5 +79,6 @@ def sample_rows(prompts: Sequence[Pair], before: Sequence[Answer], after: Sequen
             "length": {"before": old.length, "after": new.length},
         }
         if is_task(pair):
+            row["expected"] = pair.output
             row["correct"] = {"before": is_correct(pair, old), "after": is_correct(pair, new)}
         yield row

@@ -92,7 +92,18 @@ def test_the_command_writes_before_and_after_of_a_run(run):
         assert after[short] == pytest.approx(last[name], abs=1e-4)  # two programs, one figure
     samples = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
     assert len(samples) == after["prompts"]
-    assert samples[0].keys() == {"prompt", "before", "after", "chosen", "rejected", "stopped", "length", "correct"}
+    assert samples[0].keys() == {
+        "prompt",
+        "before",
+        "after",
+        "chosen",
+        "rejected",
+        "stopped",
+        "length",
+        "expected",
+        "correct",
+    }
+    assert all(sample["expected"] in sample["chosen"] for sample in samples)
     for when in ("before", "after"):  # answer by answer what the figures say of all
         for name in ("stopped", "length", "correct"):
             mean = sum(sample[name][when] for sample in samples) / len(samples)

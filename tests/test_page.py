@@ -18,6 +18,7 @@ from dpo.page.about import in_full, paragraph
 from dpo.page.answers import AT_FIRST, MOST, answers, kinds_of, marked
 from dpo.page.charts import CHARTS
 from dpo.page.curves import POINTS, smoothed, thinned
+from dpo.page.curves import chart as draw_chart
 from dpo.page.digits import number_of, signed, tick
 from dpo.page.figures import figures, overview, short
 from dpo.page.inline import COLORS, inline_svg
@@ -116,9 +117,36 @@ def test_a_curve_of_many_steps_is_thinned_to_means_that_keep_the_whole():
 
 def test_a_smoothed_curve_is_the_mean_of_the_neighbours_that_there_are():
     values = np.arange(60.0) ** 2
-    window = 60 // 40
+    window = 4  # of 60 values: on either side
     expected = [values[max(0, i - window) : i + window + 1].mean() for i in range(60)]
     assert smoothed(values) == pytest.approx(expected)
+
+
+def shown_of(name: str, lines: list[dict]) -> Taken:
+    """One chart of a run."""
+    (one,) = (chart for chart in CHARTS if chart.name == name)
+    return Taken(draw_chart(one, [Metrics(lines)]))
+
+
+@pytest.mark.parametrize("chart", CHARTS, ids=lambda chart: chart.name)
+def test_the_axes_of_a_chart_say_what_they_count(chart):
+    found = shown_of(chart.name, dpo_lines())
+    assert "step" in found.text and chart.unit in found.text and chart.unit
+
+
+@pytest.mark.parametrize("steps", [20, 60, 400])
+def test_each_step_is_a_point_behind_the_mean_and_of_few_steps_the_line_itself(steps):
+    pieces = [one["d"].split("M") for one in shown_of("margins", dpo_lines(steps)).of("path")]
+    points = [piece for piece in pieces if len(piece) > 9]
+    assert [len(piece) - 1 for piece in points] == ([] if steps == 20 else [min(steps, POINTS)])
+    for piece in points:  # each a line without length, which its round ends make a dot
+        ends = [re.findall("[-.0-9]+", one) for one in piece[1:]]
+        assert all(len(end) == 4 and end[:2] == end[2:] for end in ends)
+
+
+def test_rounding_is_drawn_as_nothing_and_not_as_a_curve():
+    lines = [line | {"rewards/margins": 1e-8 * (-1) ** line["step"]} for line in dpo_lines(4)]
+    assert not re.search("e\N{MINUS SIGN}[5-9]", shown_of("margins", lines).text)
 
 
 # the page
@@ -153,6 +181,20 @@ def test_a_sign_is_on_at_its_chart_and_named_above(tmp_path):
     assert found.of("a", href="#rewards")
 
 
+def test_trouble_of_the_machine_is_told_from_that_of_the_model(tmp_path):
+    lines = dpo_lines(fall=lambda part: -0.3 * part)
+    for line in lines[31:]:
+        line |= {"pairs_per_second": 30.0} if line["split"] == "train" else {}
+    folder = make_run(tmp_path / "slow", lines)
+    found = Taken(page_of([folder]))
+    assert found.text.count("The machine became slower, from 100 pairs a second to 30") == 2
+    assert (
+        len(found.of("li", **{"class": "machine"})) == 1 and len(found.of("p", **{"class": "warning on machine"})) == 1
+    )
+    assert found.of("li") != found.of("li", **{"class": "machine"}) and found.of("p", **{"class": "warning on"})
+    assert len(Taken(page_of([folder, make_run(tmp_path / "well")])).of("li", **{"class": "machine"})) == 1
+
+
 def test_nothing_of_a_page_comes_from_elsewhere_or_runs(page):
     assert not {"script", "img", "link", "iframe", "object", "base"} & {name for name, _ in page.elements}
     for name, attributes in page.elements:
@@ -182,7 +224,9 @@ def test_a_colour_of_a_curve_is_one_of_the_style():
 
 
 def test_whatever_a_file_holds_stays_text(tmp_path, page):
-    samples = [row for hostile in HOSTILE for row in (sample("5", hostile, hostile), sample(hostile, "5"))]
+    samples = [
+        row for hostile in HOSTILE for row in (sample("5", hostile, hostile, expected=hostile), sample(hostile, "5"))
+    ]
     pairs = [pair(number, [hostile, "b", hostile]) for number, hostile in enumerate(HOSTILE)]
     more = {f"loss/{hostile}": 0.5 for hostile in HOSTILE} | dict.fromkeys(HOSTILE, 1.0)
     folder = make_run(tmp_path / HOSTILE[0].replace("/", "|"), [line | more for line in dpo_lines()], samples, pairs)
@@ -195,8 +239,8 @@ def test_whatever_a_file_holds_stays_text(tmp_path, page):
     (folder / "evaluation.json").write_text(json.dumps({"before": evaluation, "after": evaluation, "judge": judge}))
     found = Taken(page_of([folder]))
     shown = found.text.replace("\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}\n", "\n")  # as a token shows it
-    for hostile in HOSTILE:  # in answers 2, prompts 1, tokens 4, terms 1, flags 2, families 1
-        assert shown.count(escaped(hostile)) >= 11
+    for hostile in HOSTILE:  # in answers 2, prompts 1, expected 1, tokens 4, terms 1, flags 2, families 1
+        assert shown.count(escaped(hostile)) >= 12
     there, usual = ({name for name, _ in one.elements} for one in (found, page))
     assert there - {"span"} <= usual  # no element that a page without such text does not have
     test_nothing_of_a_page_comes_from_elsewhere_or_runs(found)
@@ -230,6 +274,26 @@ def test_each_choice_says_how_many_and_each_answer_has_its_classes(page):
     classes = [set((one.get("class") or "").split()) for one in page.of("article")]
     assert sum("worse" in one for one in classes) == 2
     assert f"n + {AT_FIRST + 1} of .worse" in STYLE
+
+
+def test_what_was_expected_stands_beside_the_prompt_and_how_each_answer_is_at_the_answer(tmp_path):
+    told = {"expected": "<b>91", "correct": {"before": True, "after": False}}
+    rows = [sample("91", "93", **told), sample("a", "b")]
+    items = re.findall(
+        "<article.*?</article>", answers(read_run(make_run(tmp_path / "run", samples=rows)).samples), re.S
+    )
+    first, second = (Taken(item) for item in items)
+    assert "expected <b>91" in first.text
+    assert "before \N{CHECK MARK}91" in first.text and "after \N{BALLOT X}93" in first.text
+    assert [one["aria-label"] for one in first.of("span", role="img")] == ["correct", "not correct"]
+    assert "expected" not in second.text and not second.of("span", role="img")
+
+
+def test_all_answers_of_a_choice_are_asked_for_by_their_number_where_some_are_hidden(tmp_path, page):
+    rows = [sample("a", f"{'b ' * (number < 40)}c") for number in range(1234)]
+    found = Taken(page_of([make_run(tmp_path / "run", samples=rows)]))
+    assert re.findall(r"show all ([\d,]+)", found.text) == ["1,234", "1,234", "40"]  # all, changed, longer
+    assert "show all" not in page.text and not page.of("input", id="whole")
 
 
 def test_of_very_many_answers_some_from_all_over_are_shown(tmp_path):
@@ -336,10 +400,10 @@ def test_a_loss_that_does_not_begin_at_ln_2_is_not_held_against_it(tmp_path):
 
 
 def test_faint_steps_and_their_mean_are_spoken_of_where_both_are_drawn(page, tmp_path):
-    assert "faint each step" in page.text
-    shorter = make_run(tmp_path / "short", dpo_lines(40))
+    assert "faint points each step, the line their mean" in page.text
+    shorter = make_run(tmp_path / "short", dpo_lines(20))
     assert "A line is training; dots" in Taken(page_of([shorter])).text
-    assert "A line is training; dots" in Taken(page_of([shorter, make_run(tmp_path / "again", dpo_lines(30))])).text
+    assert "A line is training; dots" in Taken(page_of([shorter, make_run(tmp_path / "again", dpo_lines(15))])).text
 
 
 def test_random_weights_without_likelihood_stand_out(tmp_path):
@@ -367,10 +431,7 @@ def test_a_folder_of_runs_stands_for_them(tmp_path, inner):
 
 def test_a_run_that_has_begun_shows_what_there_is(tmp_path):
     found = Taken(page_of([make_run(tmp_path / "begun", dpo_lines()[:2], [], [])]))
-    assert (
-        "1 of 60 steps of 8 pairs, not finished yet, with dpo(beta=0.1)" in found.text
-        and "No answers yet" in found.text
-    )
+    assert "1 of 60 steps of 8 pairs, stopped, with dpo(beta=0.1)" in found.text and "No answers yet" in found.text
     assert f"python dpo/evaluate.py --policy {tmp_path / 'begun'} lets" in found.text
 
 
@@ -430,7 +491,7 @@ def test_no_run_and_no_metrics_yet_say_what_to_name(tmp_path):
 
 def test_each_of_many_runs_has_a_mark_of_its_own_and_too_many_are_refused(tmp_path):
     for number in range(24):
-        make_run(tmp_path / f"{number}", dpo_lines()[:2], [], [])
+        make_run(tmp_path / f"{number}", dpo_lines()[:3], [], [])
     marks = [one["class"] for one in Taken(page_of([tmp_path])).of("span") if "run-" in one.get("class", "")]
     assert len(marks) == 2 * 24 and len(set(marks)) == 24  # in the table and above the curves
     make_run(tmp_path / "24", dpo_lines()[:2], [], [])

@@ -4,8 +4,11 @@ It needs Debian's `chromium` (or another Chromium on the PATH) and `playwright`,
 """
 
 import json
+import os
+import re
 import shutil
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="playwright, whic
 from dpo.page import serve
 from dpo.page.charts import CHARTS
 from dpo.page.page import page_of
+from gpt.files import locked
 from tests.pages import SAMPLES, dpo_lines, make_run, pair, sample
 from tests.test_page import HOSTILE
 
@@ -129,7 +133,14 @@ def test_each_choice_shows_its_answers_and_no_others_without_any_script(opened, 
         assert visible(page, ".answers article") == count, choice
         if choice != "all":
             assert visible(page, f".answers article.{choice}") == count
-    page.locator("label[for=whole]").click()
+    more = page.locator("label[for=whole]")
+    assert more.inner_text() == "show all 64"
+    page.locator("label[for=only-worse]").click()
+    assert not more.is_visible()  # its two are there
+    page.locator("label[for=only-changed]").click()
+    assert more.inner_text() == "show all 63"
+    page.locator("label[for=only-all]").click()
+    more.click()
     assert visible(page, ".answers article") == 64
     page.locator("label[for=only-changed]").click()
     assert visible(page, ".answers article") == 63 and heard == []
@@ -152,9 +163,9 @@ def test_a_hostile_answer_stays_text(opened, tmp_path):
     page, heard = opened(written(folder))
     page.wait_for_timeout(300)
     assert page.evaluate("window.hacked") is None and heard == []
-    assert page.locator("script, img, iframe, object").count() == 0 and page.locator("h1").all_inner_texts() == [
-        "hostile"
-    ]
+    assert page.locator("script, img, iframe, object").count() == 0
+    (heading,) = page.locator("h1").all_inner_texts()
+    assert heading.split() == "hostile dpo · data/tiny · 60 steps".split()
     assert page.locator(".answers article").count() == len(HOSTILE)
     shown = page.locator(".answers .side:last-child p")
     assert shown.nth(0).text_content() == HOSTILE[0]
@@ -188,12 +199,56 @@ def test_a_watched_page_follows_its_run_and_keeps_what_the_reader_chose(opened, 
             assert "28 of 60 steps" in page.locator(".lead").inner_text()
             with open(folder / "metrics.jsonl", "a") as file:
                 file.writelines(json.dumps(line) + "\n" for line in dpo_lines()[30:])
-            playwright.expect(page.locator(".lead")).to_contain_text("60 steps of 8", timeout=15_000)
+            playwright.expect(page.locator(".lead")).to_have_text(
+                re.compile("^60 steps of 8 pairs with"), timeout=15_000
+            )
             assert page.locator("#only-worse").is_checked() and visible(page, ".answers article") == 2
             assert page.locator("#in-full").get_attribute("open") is not None
-            assert page.evaluate("scrollY") == 900 and page.locator("#live").inner_text() == "watching"
+            assert page.evaluate("scrollY") == 900
+            assert page.locator("#live").inner_text() == "watching"  # finished, it is no run that could stand still
             assert heard == []
         finally:
             server.shutdown()
             thread.join()
     playwright.expect(page.locator("#live")).to_have_class("gone", timeout=15_000)
+
+
+def test_a_page_is_opened_before_its_run_begins_and_shows_when_it_wrote_last(opened, tmp_path, monkeypatch):
+    monkeypatch.setattr(serve, "SHARE", 0)
+    folder = tmp_path / "later"
+    with serve.watch([folder], 0) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            page, heard = opened(f"http://127.0.0.1:{server.server_address[1]}/")
+            live = page.locator("#live")
+            assert f"Waiting for {folder} to begin." in page.locator("main").inner_text()
+            with locked(make_run(folder, dpo_lines()[:30]) / "lock"):
+                playwright.expect(page.locator("#loss svg")).to_be_visible(timeout=15_000)
+                playwright.expect(live).to_have_text(re.compile(r"watching; last line \d+ s ago"), timeout=15_000)
+                assert live.get_attribute("class") == ""
+                then = time.time() - 600
+                os.utime(folder / "metrics.jsonl", (then, then))  # as if nothing had been written since
+                playwright.expect(live).to_have_text("watching; last line 10 min ago", timeout=15_000)
+                assert live.get_attribute("class") == "still"
+            assert heard == []
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize("cards", range(7, 11))
+def test_no_card_stands_alone_in_a_row_and_charts_of_a_row_at_one_height(opened, tmp_path, cards):
+    terms = {f"loss/{name}": 0.5 for name in ("dpo", "sft")} if cards == 10 else {}
+    gone = ["grad_norm", "pairs_per_second"][: 9 - cards] if cards < 9 else []
+    lines = [{k: v for k, v in (line | terms).items() if k not in gone} for line in dpo_lines()]
+    for width in (1180, 900):
+        page, _ = opened(written(make_run(tmp_path / f"{width}", lines)), {"width": width, "height": 900})
+        boxes = [card.bounding_box() for card in page.locator(".cards > .card").all()]
+        ends = {round(box["y"]): box["x"] + box["width"] for box in boxes}  # of the last card of each row
+        assert len(boxes) == cards and max(ends.values()) - min(ends.values()) < 2
+        heights: dict[int, set[int]] = {}
+        for card in page.locator(".cards > .card").all():
+            place, picture = card.bounding_box(), card.locator("svg").bounding_box()
+            heights.setdefault(round(place["y"]), set()).add(round(picture["y"]))
+        assert all(max(ys) - min(ys) < 2 for ys in heights.values())

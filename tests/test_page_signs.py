@@ -1,4 +1,4 @@
-"""dpo/page/signs.py: each sign on a curve that was made to show it and on those that do not, and on runs that were spoiled."""
+"""dpo/page/signs.py, answer_signs.py: each sign on a curve that was made to show it, on others, and on spoiled runs."""
 
 import json
 import math
@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from data.pairs import write_rows
 from data.rules import preference_rows
 from dpo.compare import signals_as_before
-from dpo.page import signs
-from dpo.page.reading import Metrics, Sample, read_run
+from dpo.page import answer_signs, signs
+from dpo.page.charts import signs_of
+from dpo.page.reading import Metrics, Run, Sample, read_run
 from dpo.train import Flags
 from dpo.train import main as train
 from tests.pages import LN_2, dpo_lines
@@ -150,24 +151,26 @@ def answered(before: str, after: str, **told) -> Sample:
     ],
 )
 def test_an_answer_that_goes_round_in_circles(text, loops):
-    assert signs.is_looping(text) == loops
+    assert answer_signs.is_looping(text) == loops
 
 
 def test_of_n_words_in_a_row_those_that_were_there_before_are_counted():
     words = "one two three four one two three five".split()  # six runs of three, one of them again
-    assert not signs.is_looping(" ".join(words)) and signs.is_looping(" ".join(words[:7] + words[:4]))
+    assert not answer_signs.is_looping(" ".join(words)) and answer_signs.is_looping(" ".join(words[:7] + words[:4]))
 
 
 def test_signs_of_answers_compare_before_and_after():
     loop = answered("fine", "a b c a b c a b c", stopped=(True, False))
     quiet = [answered("fine", "fine")] * 9
-    assert not signs.repeating([*quiet, loop]) and "2 of 11" in signs.repeating([*quiet, loop, loop])
+    assert not answer_signs.repeating([*quiet, loop]) and "2 of 11" in answer_signs.repeating([*quiet, loop, loop])
     old = answered(loop.after, loop.after)
-    assert "9 of 9 answers repeat themselves; so did 9 before" in signs.repeating([old] * 9)
-    assert not signs.repeating([*quiet * 3, old, old]) and not signs.repeating([answered(loop.after, "fine")] * 9)
-    assert "2 of 11" in signs.not_ending([*quiet, loop, loop]) and not signs.not_ending(quiet)
-    assert "longer: 1.0 tokens before, 9.0" in signs.drifting([loop]) and not signs.drifting(quiet)
-    assert "shorter" in signs.drifting([answered("one two three", "one")])
+    assert "9 of 9 answers repeat themselves; so did 9 before" in answer_signs.repeating([old] * 9)
+    assert not answer_signs.repeating([*quiet * 3, old, old]) and not answer_signs.repeating(
+        [answered(loop.after, "fine")] * 9
+    )
+    assert "2 of 11" in answer_signs.not_ending([*quiet, loop, loop]) and not answer_signs.not_ending(quiet)
+    assert "longer: 1.0 tokens before, 9.0" in answer_signs.drifting([loop]) and not answer_signs.drifting(quiet)
+    assert "shorter" in answer_signs.drifting([answered("one two three", "one")])
 
 
 @pytest.mark.parametrize(
@@ -175,7 +178,7 @@ def test_signs_of_answers_compare_before_and_after():
 )
 def test_that_most_answers_do_not_end_is_said_also_where_they_did_not_before(before, after, expected):
     rows = [answered("a", "b", stopped=(number >= before, number >= after)) for number in range(10)]
-    assert expected in signs.not_ending(rows) and bool(signs.not_ending(rows)) == bool(expected)
+    assert expected in answer_signs.not_ending(rows) and bool(answer_signs.not_ending(rows)) == bool(expected)
 
 
 @pytest.mark.parametrize("init", ["random:tiny", "", "gpt2", "runs/random:tiny", None])
@@ -189,14 +192,42 @@ def test_a_loss_of_which_the_flags_alone_tell_is_known_too():
     assert signs.untaught({"flags": {"init": "random:tiny", "loss": "dpo"}}) and not signs.untaught({})
 
 
+LOG_1024 = math.log(1024)
+
+
+def guesses(first: float, last: float, loss: str = "dpo(beta=0.1)", warms_up: bool = False, **settings) -> str:
+    """The sign for a run with these log π of a token at its ends."""
+    lines = [line | {"logps/chosen": line["length/chosen"] * (last if line["step"] else first)} for line in dpo_lines()]
+    if warms_up:
+        lines = with_values(lines, learning_rate=lambda line: line["step"] * 1e-6)
+    record = {"settings": {"loss": loss, "vocab_size": 1024} | settings}
+    return signs.guessing(Run("run", record, Metrics(lines), {}, [], []))
+
+
+def test_a_start_that_says_each_token_is_as_likely_as_any_other_guesses():
+    said = guesses(-LOG_1024, -5.0)
+    assert "log π a token is \N{MINUS SIGN}6.93 at the start: that of a model that guesses" in said
+    assert "\N{MINUS SIGN}ln 1,024 = \N{MINUS SIGN}6.93" in said
+    assert not guesses(-0.8 * LOG_1024, -5.0) and not guesses(-3.0, -3.0)
+    assert not guesses(-3.0, -LOG_1024)  # unlearned, which is another sign
+    assert not guesses(-LOG_1024, -5.0, vocab_size=None) and not guesses(-LOG_1024, -5.0, vocab_size=50_257)
+
+
+def test_a_loss_that_teaches_answers_may_begin_with_guesses_but_not_stay_there():
+    for loss in ("sft", "dpo(beta=0.1) + 0.2*sft"):
+        assert not guesses(-LOG_1024, -2.0, loss)
+        assert "6.93 at the start, \N{MINUS SIGN}6.90 now" in guesses(-LOG_1024, -6.9, loss)
+        assert not guesses(-LOG_1024, -6.9, loss, warms_up=True)
+
+
 def test_answers_became_wrong_only_where_a_coin_for_each_does_not_explain_it():
     wrong, right = (answered("a", "b", correct=ends) for ends in ((True, False), (False, True)))
-    assert not signs.fewer_correct([wrong] * 6 + [right] * 3)  # 3 more, of 9: one standard error
-    assert "6 prompts became wrong, 0 right" in signs.fewer_correct([wrong] * 6)
-    assert not signs.fewer_correct([answered("a", "b")] * 20)
+    assert not answer_signs.fewer_correct([wrong] * 6 + [right] * 3)  # 3 more, of 9: one standard error
+    assert "6 prompts became wrong, 0 right" in answer_signs.fewer_correct([wrong] * 6)
+    assert not answer_signs.fewer_correct([answered("a", "b")] * 20)
 
 
-@pytest.mark.parametrize("sign", signs.OF_ANSWERS)
+@pytest.mark.parametrize("sign", answer_signs.OF_ANSWERS)
 def test_without_answers_there_is_nothing_to_say(sign):
     assert sign([]) == ""
 
@@ -226,6 +257,16 @@ def test_runs_that_were_spoiled_on_purpose_show_it_and_one_that_was_not_does_not
     assert spoiled("still", lr=1e-9) - speed == {"stuck"}
     assert "collapsing" in spoiled("wild", lr=3e-3)
     assert "below_chance" in spoiled("pit", loss="discopop", lr=1e-3)
+
+
+def test_a_run_from_random_weights_is_said_to_guess_and_the_embedded_model_not(tmp_path):
+    write_rows(tmp_path / "pairs.jsonl", preference_rows(60))
+    for init, said in (("random:tiny", True), ("", False)):
+        usual = Flags(init=init, pairs=str(tmp_path / "pairs.jsonl"), steps=2, batch=4, eval_every=0, save_minutes=0)
+        with signals_as_before():
+            assert train(replace(usual, out=str(tmp_path / f"run{said}"))) == 0
+        found = signs_of(read_run(tmp_path / f"run{said}"))
+        assert any("that of a model that guesses" in one and at == ["logps"] for one, at in found.items()) == said
 
 
 def test_lines_that_were_written_are_read_as_they_were(tmp_path):

@@ -53,6 +53,7 @@ def test_the_command_writes_the_page_beside_the_run_or_where_it_is_told(run, tmp
         (["run", "--port", 80], "--port is of --watch"),
         (["run", "--watch", "--port", 70000], "--port is 70000"),
         (["run", "--watch", "--out", "x.html"], "--watch writes no file"),
+        (["run/run.json", "--watch"], "run/run.json is no folder"),
         (["run", "--out", "."], "is a folder; name a file"),
     ],
 )
@@ -199,11 +200,15 @@ def test_what_cannot_be_read_is_said_on_the_page_and_watched_on(served):
 
 def test_the_command_serves_a_run_that_has_not_begun_and_ends_with_ctrl_c_in_one_line(tmp_path):
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    process = subprocess.Popen(words(ROOT / "dpo/report.py", tmp_path, "--watch"), env=ENVIRONMENT, text=True, **pipes)
+    folder = tmp_path / "there/<b>run"  # not even its folder is there
+    process = subprocess.Popen(words(ROOT / "dpo/report.py", folder, "--watch"), env=ENVIRONMENT, text=True, **pipes)
     try:
         line = process.stdout.readline()
         port = int(re.fullmatch(r"http://127\.0\.0\.1:(\d+)/ shows it until Ctrl\+C\n", line)[1])
-        assert "no run: no metrics.jsonl" in get(port)[2]
+        assert process.stdout.readline() == f"waiting for {folder} to begin\n"
+        assert f"Waiting for {folder} to begin." in Taken(get(port)[2]).text
+        make_run(folder)
+        assert Taken(get(port)[2]).of("svg")
         process.send_signal(signal.SIGINT)
         out, errors = process.communicate(timeout=20)
     finally:

@@ -2,15 +2,34 @@
 
 from dpo.page.markup import Html, tag
 from dpo.page.reading import Run, figure, part
+from dpo.page.state import is_finished, word
+
+
+def heading(run: Run) -> Html:
+    """Its name, and what was run in short: the loss as it was asked for, the start, the steps."""
+    flags = part(run.record, "flags")
+    loss = str(flags.get("loss") or part(run.record, "settings").get("loss") or "")
+    done, planned = run.steps
+    of = f"{done:,} of {planned:,}" if done < planned else f"{done:,}"
+    words = (loss, model_name(str(flags.get("init") or "data/tiny")), f"{of} step{'s' * (max(done, planned) != 1)}")
+    what = " \N{MIDDLE DOT} ".join(filter(None, words)) if run.record else ""
+    return tag("h1", run.name, " ", tag("small", what)) if what else tag("h1", run.name)
+
+
+def model_name(model: str) -> str:
+    """A model without the folders that its folder lies in, and without its commit: 'runs/sft', 'gpt2', 'OWNER/NAME'."""
+    return "/".join(model.partition("@")[0].rstrip("/").split("/")[-2:])
 
 
 def paragraph(run: Run) -> Html:
     """What was run, in words."""
     flags, settings = part(run.record, "flags"), part(run.record, "settings")
     done, planned = run.steps
-    begun = done < planned
-    pieces = [f"{done:,} of {planned:,} steps" if begun else f"{done:,} steps"]
-    pieces += [f" of {flags.get('batch')} pairs" * ("batch" in flags), ", not finished yet," * begun, " with "]
+    pieces = [f"{done:,} of {planned:,} steps" if done < planned else f"{done:,} steps"]
+    pieces.append(f" of {flags.get('batch')} pairs" * ("batch" in flags))
+    if not is_finished(run):
+        pieces.append(f", {word(run) or 'not finished yet'},")
+    pieces.append(" with ")
     pieces.append(tag("code", str(settings.get("loss") or flags.get("loss") or "an unknown loss")))
     pieces += [", from ", tag("code", str(flags.get("init") or "data/tiny")), ", on "]
     pieces.append(tag("code", str(flags["pairs"])) if flags.get("pairs") else "the embedded set")

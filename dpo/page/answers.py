@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from difflib import SequenceMatcher
 
 from data.turns import instruction_in
+from dpo.page.answer_signs import is_looping
 from dpo.page.markup import Html, joined, tag
 from dpo.page.reading import Sample
-from dpo.page.signs import is_looping
 
 MOST = 1500  # answers on a page
 AT_FIRST = 30  # of a choice that are shown before all are asked for: so many are in page.css too
@@ -22,6 +22,14 @@ CHOICES = {
     "worse": "by the rule of its task right before and wrong after; where no rule knows, ended before and not after, or "
     "repeats itself after and not before",
     "longer": "more tokens than before",
+}
+
+# What the rule of a task says of an answer: the expected one, but for one phrase of manner, and then its end
+VERDICTS = {
+    True: tag("span", "\N{CHECK MARK}", class_="good", title="correct", role="img", aria_label="correct"),
+    False: tag(
+        "span", "\N{BALLOT X}", class_="bad", title="not correct, or does not end", role="img", aria_label="not correct"
+    ),
 }
 
 
@@ -44,9 +52,9 @@ def answers(samples: Sequence[Sample]) -> Html:
         )
         for name, meaning in CHOICES.items()
     ]
-    more = joined(
-        tag("input", type="checkbox", id="whole"), tag("label", f"show more than {AT_FIRST} at once", for_="whole")
-    )
+    many = {name: count for name, count in counts.items() if count > AT_FIRST}
+    whole = [tag("span", f"show all {count:,}", class_=name) for name, count in many.items()]
+    more = joined(tag("input", type="checkbox", id="whole"), tag("label", *whole, for_="whole")) if many else None
     some = f" Shown are {MOST:,} of {len(samples):,}, from all over." if len(shown) < len(samples) else ""
     meant = tag("p", "Worse: ", CHOICES["worse"], ". Longer: ", CHOICES["longer"], ".", some, class_="hint")
     items = [_item(sample, kind - {"all"}) for sample, kind in zip(shown, kinds)]
@@ -85,18 +93,23 @@ def _item(sample: Sample, kinds: set[str]) -> Html:
         notes.append(tag("span", "right now", class_="note good"))
     if sample.length is not None and sample.length[0] != sample.length[1]:
         notes.append(tag("span", "{} to {} tokens".format(*sample.length), class_="note"))
+    asked = [tag("p", task_of(sample.prompt), dir="auto")]
+    if sample.expected:
+        asked.append(tag("p", tag("small", "expected "), tag("span", sample.expected, class_="expected"), dir="auto"))
+    was, now = sample.correct or (None, None)
     return tag(
         "article",
-        tag("div", tag("p", task_of(sample.prompt), dir="auto"), tag("div", *notes, class_="notes"), class_="asked"),
-        _side("before", before),
-        _side("after", after),
+        tag("div", *asked, tag("div", *notes, class_="notes"), class_="asked"),
+        _side("before", before, was),
+        _side("after", after, now),
         class_=" ".join(sorted(kinds)),
     )
 
 
-def _side(name: str, answer: Html) -> Html:
+def _side(name: str, answer: Html, correct: bool | None) -> Html:
     content = answer or tag("i", "nothing")
-    return tag("div", tag("h4", name), tag("p", content, dir="auto"), class_="side")
+    head = tag("h4", name, *(() if correct is None else (" ", VERDICTS[correct])))
+    return tag("div", head, tag("p", content, dir="auto"), class_="side")
 
 
 def marked(before: str, after: str) -> tuple[Html, Html]:

@@ -1,4 +1,4 @@
-"""Curves as matplotlib draws them: training as a line through its own noise, held-out pairs as dots.
+"""Curves as matplotlib draws them: training as a line through its own noise, which is faint points, held-out pairs as dots.
 
 One run has a colour for each metric of a chart; of several each has its own, and a second metric is thin. With more runs than
 colours, a second round of them is dashed and a third one dotted.
@@ -18,10 +18,10 @@ from dpo.page.inline import COLORS, RUNS, inline_svg
 from dpo.page.markup import Html
 from dpo.page.reading import Metrics
 
-SIZE = (340 / 72, 190 / 72)  # of a chart, in inches: a point is about a pixel of a narrow page
-FRAME = (0.135, 0.125, 0.845, 0.845)  # left, bottom, width, height
+WIDTH, HEIGHT = 340, 208  # of a chart, in points: one is about a pixel of a narrow page
+LEFT, RIGHT, TOP, BOTTOM = 46, 7, 22, 31  # around its curves: room for the numbers of its axes, and what they count
 POINTS = 300  # of a curve; of more steps, some neighbours are one point, their mean
-SMOOTH = 20  # a line is the mean over one of so many parts of the training
+FEW = 20  # points up to which a curve is drawn through each of them
 ROUNDS = ("-", (0, (4, 1.5)), (0, (1, 1.5)))  # of colours: solid, dashed, dotted
 BARS = 32
 STEPS = [1, 2, 5, 10]  # between two numbers of an axis, times a power of ten
@@ -29,7 +29,7 @@ STEPS = [1, 2, 5, 10]  # between two numbers of an axis, times a power of ten
 
 def chart(shown: Chart, metrics: Sequence[Metrics]) -> Html:
     """The chart with the curves of these runs."""
-    figure, axes = _empty()
+    figure, axes = _empty("step", shown.unit)
     alone = len(metrics) == 1
     for number, one in enumerate(metrics):
         for line in shown.lines:
@@ -41,13 +41,16 @@ def chart(shown: Chart, metrics: Sequence[Metrics]) -> Html:
             shown.note, (1, shown.level), xycoords=("axes fraction", "data"), xytext=(0, 3), textcoords="offset points",
             ha="right", size=9, color=COLORS["grey"],
         )  # fmt: skip
+    low, high = axes.get_ylim()
+    if high - low < shown.least:
+        axes.set_ylim((low + high - shown.least) / 2, (low + high + shown.least) / 2)
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=STEPS, integer=True))
     return inline_svg(figure, shown.name, f"{shown.title} over the steps")
 
 
 def margins(values: Sequence[float]) -> Html:
     """How many pairs have which margin, as bars; those below 0 are ranked wrong."""
-    figure, axes = _empty()
+    figure, axes = _empty("nats × beta", "pairs")
     low, high = min(*values, 0.0), max(*values, 0.0)
     width = (high - low) / BARS or 1.0
     first = np.floor(low / width)  # 0 is between two bars
@@ -62,10 +65,15 @@ def margins(values: Sequence[float]) -> Html:
     return inline_svg(figure, "spread", "Margins of the pairs, as bars")
 
 
-def _empty() -> tuple[Figure, Axes]:
-    figure = Figure(figsize=SIZE)
+def _empty(across: str, up: str) -> tuple[Figure, Axes]:
+    """A chart without curves, and what its axes count."""
+    figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72))
     figure.patch.set_visible(False)
-    axes = figure.add_axes(FRAME, facecolor="none")
+    frame = (LEFT / WIDTH, BOTTOM / HEIGHT, (WIDTH - LEFT - RIGHT) / WIDTH, (HEIGHT - TOP - BOTTOM) / HEIGHT)
+    axes = figure.add_axes(frame, facecolor="none")
+    axes.set_xlabel(across, size=9.5, color=COLORS["grey"], labelpad=3)
+    # above the axis, not along it: it is read without turning the head, and takes no width
+    axes.text(0, 1 - 10 / HEIGHT, up, transform=figure.transFigure, size=9.5, color=COLORS["grey"])
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(COLORS["faint"])
     axes.tick_params(length=0, pad=4, labelsize=9.5, labelcolor=COLORS["grey"])
@@ -82,7 +90,7 @@ def _curves(axes: Axes, metrics: Metrics, line: Line, color: str, of_several: in
     steps, values = thinned(*metrics.curve(line.metric))
     if is_smoothed(line, metrics):
         if of_several is None:  # the noise of several would hide them all
-            axes.plot(steps, values, color=color, linewidth=0.8, alpha=0.28)
+            _points(axes, steps, values, color)
         values = smoothed(values)
     width = 0.8 if line.thin and of_several is not None else 1.6
     axes.plot(steps, values, color=color, linewidth=width, linestyle=ROUNDS[of_several or 0], solid_capstyle="round")
@@ -90,9 +98,17 @@ def _curves(axes: Axes, metrics: Metrics, line: Line, color: str, of_several: in
     axes.plot(steps, values, "o", color=color, markersize=4.5)
 
 
+def _points(axes: Axes, steps: np.ndarray, values: np.ndarray, color: str) -> None:
+    """Each step as a faint point. They are one line of pieces without length, a tenth of the bytes of as many markers."""
+    gap = np.full(len(steps), np.nan)
+    x, y = (np.stack([column, column, gap], 1).ravel() for column in (steps, values))
+    (line,) = axes.plot(x, y, color=color, linewidth=2.6, alpha=0.4, solid_capstyle="round")
+    line.get_path().should_simplify = False  # which leaves out what has no length
+
+
 def is_smoothed(line: Line, metrics: Metrics) -> bool:
     """Whether the line is a mean over some steps: of so many steps that it says more than each of them."""
-    return line.noisy and len(metrics.curve(line.metric)[0]) > 2 * SMOOTH
+    return line.noisy and len(metrics.curve(line.metric)[0]) > FEW
 
 
 def thinned(steps: Sequence[int], values: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
@@ -103,6 +119,7 @@ def thinned(steps: Sequence[int], values: Sequence[float]) -> tuple[np.ndarray, 
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:
-    """Each the mean of its neighbours on both sides, at the ends of those that there are."""
-    window = np.ones(2 * (len(values) // (2 * SMOOTH)) + 1)
+    """Each the mean of its neighbours on both sides, at the ends of those that there are; about as many as the root of all,
+    so that a short run too has a line and no tangle."""
+    window = np.ones(2 * round(len(values) ** 0.5 / 2) + 1)
     return np.convolve(values, window, "same") / np.convolve(np.ones(len(values)), window, "same")

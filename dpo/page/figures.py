@@ -7,6 +7,7 @@ from dpo.page.digits import MINUS, number_of, signed
 from dpo.page.inline import RUNS
 from dpo.page.markup import Html, joined, tag
 from dpo.page.reading import Run, figure, part
+from dpo.page.state import word
 from dpo.side_by_side import NOTES
 
 # What metrics.jsonl says of held-out pairs, beside the figures of evaluation.json
@@ -87,9 +88,10 @@ def short(paths: Sequence[str]) -> list[str]:
     return list(paths)
 
 
-def _steps(run: Run) -> str:
+def _steps(run: Run) -> Html:
     done, planned = run.steps
-    return f"{done:,} of {planned:,}" if done < planned else f"{done:,}"
+    count = f"{done:,} of {planned:,}" if done < planned else f"{done:,}"
+    return joined(count, " ", tag("small", word(run))) if word(run) else joined(count)
 
 
 def swatch(color: str, thin: bool = False) -> Html:

@@ -1,5 +1,6 @@
 // The page asks the server that it came from for itself, and takes over what changed. What the reader has chosen stays.
 const EVERY = 2000; // milliseconds
+const STILL = 120; // seconds without a line after which a run may have stalled
 const live = document.getElementById("live");
 let mark = null;
 
@@ -15,6 +16,19 @@ function choose(root, { checked, open }) {
   const radios = [...root.querySelectorAll('input[type="radio"]')];
   if (radios.length && !radios.some((one) => one.checked)) radios[0].checked = true;
   for (const one of root.querySelectorAll("details")) one.open = open.includes(one.id);
+}
+
+function ago(seconds) {
+  const [count, unit] = seconds < 90 ? [seconds, "s"] : seconds < 5400 ? [seconds / 60, "min"] : [seconds / 3600, "h"];
+  return `${Math.round(Math.max(count, 0))} ${unit}`;
+}
+
+// When the run wrote last, by the clock of the machine that serves it: the reader's may be another.
+function watching(reply) {
+  const wrote = document.querySelector("#state time");
+  const seconds = wrote ? (Date.parse(reply.headers.get("Date")) - Date.parse(wrote.dateTime)) / 1000 : 0;
+  live.textContent = wrote ? `watching; last line ${ago(seconds)} ago` : "watching";
+  live.className = seconds > STILL ? "still" : "";
 }
 
 async function refresh() {
@@ -34,8 +48,7 @@ async function refresh() {
         scrollTo({ left: x, top: y, behavior: "instant" });
       }
     }
-    live.textContent = "watching";
-    live.className = "";
+    watching(reply);
   } catch {
     live.textContent = "no longer served; this is how it was";
     live.className = "gone";

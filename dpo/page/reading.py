@@ -7,7 +7,9 @@ from typing import Any, NamedTuple, TypeGuard, TypeVar
 from data.fields import kind
 from data.reading import Row, stream_rows
 from dpo.run_folder import RunFolder
+from gpt.checkpoint import NAME, step_of
 from gpt.command import UserError
+from gpt.files import locked
 
 LARGEST = 1e30  # of a figure that can be drawn
 # Where runs lie in a folder of dpo/compare.py, of dpo/online.py, of ./launch.sh online
@@ -47,6 +49,7 @@ class Sample(NamedTuple):
     stopped: tuple[bool, bool] | None
     length: tuple[int, int] | None  # tokens
     correct: tuple[bool, bool] | None  # by the rule of a task
+    expected: str = ""  # the plain answer that the rule knows; "" where there is none
 
 
 class Answered(NamedTuple):
@@ -82,6 +85,9 @@ class Run(NamedTuple):
     samples: list[Sample]
     pairs: list[Pair]
     path: str = ""  # its folder, as it was named
+    goes_on: bool | None = None  # whether a process writes there; None where that is not known
+    written: float = 0.0  # when the last line of metrics was, in seconds since 1970
+    saved: int = 0  # the step of the newest checkpoint; 0 where there is none
 
     @property
     def held_out(self) -> int:
@@ -97,13 +103,17 @@ class Run(NamedTuple):
         return max(done, default=0), planned if isinstance(planned, int) else 0
 
 
+class NotBegun(UserError):
+    """A folder in which no run has written anything yet, if it is there at all."""
+
+
 def run_folders(path: Path) -> list[Path]:
     """The run folder itself, or the runs in a folder of dpo/compare.py or dpo/online.py, in order.
 
-    Raises UserError where there is no such folder or none of them was measured yet.
+    Raises UserError for a file, NotBegun where there is no such folder or none of them was measured yet.
     """
     if not path.exists():
-        raise UserError(f"{path} does not exist; name a run folder, what dpo/train.py was given as --out")
+        raise NotBegun(f"{path} does not exist; name a run folder, what dpo/train.py was given as --out")
     if not path.is_dir():
         raise UserError(f"{path} is a file; name the run folder that it is of")
     if (path / "metrics.jsonl").exists():
@@ -111,10 +121,19 @@ def run_folders(path: Path) -> list[Path]:
     inner = sorted(file.parent for pattern in INNER for file in path.glob(f"{pattern}/metrics.jsonl"))
     if not inner:
         what = "no metrics yet" if (path / "run.json").exists() else "no run: no metrics.jsonl"
-        raise UserError(
-            f"{path} holds {what}; name a run folder of dpo/train.py, or wait for its first line of metrics"
-        )
+        raise NotBegun(f"{path} holds {what}; name a run folder of dpo/train.py, or wait for its first line of metrics")
     return inner
+
+
+def not_begun(paths: Sequence[Path]) -> list[Path]:
+    """Those of the folders that are still to be waited for."""
+    found = []
+    for path in paths:
+        try:
+            run_folders(path)
+        except NotBegun:
+            found.append(path)
+    return found
 
 
 def read_run(path: Path, name: str = "") -> Run:
@@ -125,7 +144,25 @@ def read_run(path: Path, name: str = "") -> Run:
     )
     samples = [_sample(row.value, f"{folder.samples}, line {row.number}") for row in _rows(folder.samples)]
     pairs = [_pair(row.value, f"{folder.tokens}, line {row.number}") for row in _rows(folder.tokens)]
-    return Run(name or own_name(path), record, Metrics(folder.all_metrics()), evaluation, samples, pairs, str(path))
+    metrics, written = Metrics(folder.all_metrics()), folder.metrics.stat().st_mtime if folder.metrics.exists() else 0.0
+    saved = max(
+        (step_of(found) for found in folder.checkpoints.glob("step-*") if NAME.fullmatch(found.name)), default=0
+    )
+    going = goes_on(folder)
+    return Run(name or own_name(path), record, metrics, evaluation, samples, pairs, str(path), going, written, saved)
+
+
+def goes_on(folder: RunFolder) -> bool | None:
+    """Whether a process holds the folder's lock, to write there; None where that cannot be told."""
+    if not folder.lock.exists():
+        return False
+    try:
+        with locked(folder.lock, 0.0, shared=True):
+            return False
+    except BlockingIOError:
+        return True
+    except OSError:  # a folder of somebody else, or a file system without locks
+        return None
 
 
 def own_name(path: Path) -> str:
@@ -153,7 +190,8 @@ def _rows(file: Path) -> list[Row]:
 def _sample(value: Any, where: str) -> Sample:
     prompt, before, after = (_text(value, name, where) for name in ("prompt", "before", "after"))
     stopped, length, correct = _told(value, "stopped", bool), _told(value, "length", int), _told(value, "correct", bool)
-    return Sample(prompt, before, after, stopped, length, correct)
+    expected = value.get("expected")
+    return Sample(prompt, before, after, stopped, length, correct, expected if isinstance(expected, str) else "")
 
 
 def _told(value: dict, name: str, wanted: type[T]) -> tuple[T, T] | None:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from dpo.page.markup import tag
 from dpo.page.page import document, page_of
-from dpo.page.reading import run_folders
+from dpo.page.reading import goes_on, run_folders
+from dpo.run_folder import RunFolder
 from gpt.command import UserError
 
 WATCHED = ("run.json", "metrics.jsonl", "evaluation.json", "samples.jsonl", "tokens.jsonl")
@@ -55,7 +56,7 @@ def watch(paths: Sequence[Path], port: int) -> ThreadingHTTPServer:
 
 
 def stamp_of(paths: Sequence[Path]) -> tuple:
-    """What differs once a run has written something."""
+    """What differs once a run has written something, or has ended."""
     folders = []
     for path in paths:
         try:
@@ -63,7 +64,8 @@ def stamp_of(paths: Sequence[Path]) -> tuple:
         except UserError:  # not begun yet
             folders.append(path)
     found = [file.stat() for folder in folders for name in WATCHED if (file := folder / name).exists()]
-    return tuple((one.st_ino, one.st_size, one.st_mtime_ns) for one in found)
+    stats = ((one.st_ino, one.st_size, one.st_mtime_ns) for one in found)
+    return *stats, *(goes_on(RunFolder(folder)) for folder in folders)
 
 
 def _handler(live: Live) -> type[BaseHTTPRequestHandler]:

@@ -1,4 +1,4 @@
-"""Signs of trouble that curves and answers show: functions to a sentence, "" where there is nothing to say.
+"""Signs of trouble that curves show, or what was run: functions to a sentence, "" where there is nothing to say.
 
 Each looks at held-out pairs where there are some, since they are the same at every evaluation, else at the last quarter of
 the training. None knows what is right for every run: a sign says where to look.
@@ -10,19 +10,15 @@ from collections.abc import Sequence
 from statistics import fmean, median
 from typing import NamedTuple
 
-from dpo.page.reading import Metrics, Sample, part
+from dpo.page.digits import MINUS, signed
+from dpo.page.reading import Metrics, Run, figure, part
 
 LN_2 = math.log(2)
 ENOUGH = 20  # steps below which a curve says nothing
 PART = 4  # the first and the last of so many parts of a curve are compared
 RISEN = 0.05  # of the loss on held-out pairs, above its lowest
 FALLEN = 0.05  # of the log-probability of chosen answers; and a nat at least
-LOOP = 3  # words and signs in a row
-LOOPING = 0.3  # of these, how many were there before in an answer that goes round in circles
-LETTERS = re.compile(
-    r"([^\W\d_]{1,4}?)\1{5,}"
-)  # the same few letters six times and more: IIIIII, one word to the above
-SOME, MANY = 0.02, 0.1  # of all answers: what is said where it is new, and what is said though it was there before
+GUESSED = 0.9  # of what a guess says; a model that knows anything says less than that
 LIKELIHOOD = re.compile(r"\b(sft|orpo|cpo)\b")  # losses that make the chosen answer likelier for its own sake
 
 
@@ -41,8 +37,7 @@ def _ends(values: Sequence[float]) -> tuple[float, float]:
 
 def stuck(metrics: Metrics) -> str:
     """A loss that began at ln 2 and is still there, though the warm-up is over."""
-    _, rates = metrics.curve("learning_rate")
-    if rates and 0 < max(rates) <= rates[-1]:
+    if _warms_up(metrics):
         return ""
     for name in ("loss", *(name for name in metrics.names() if name.startswith("loss/"))):
         _, values = metrics.curve(name)
@@ -54,6 +49,12 @@ def stuck(metrics: Metrics) -> str:
                 "The rate may be too low, or the two answers of a pair alike."
             )
     return ""
+
+
+def _warms_up(metrics: Metrics) -> bool:
+    """Whether the rate still rises, and little can have been learned."""
+    _, rates = metrics.curve("learning_rate")
+    return bool(rates) and 0 < max(rates) <= rates[-1]
 
 
 def by_heart(metrics: Metrics) -> str:
@@ -156,11 +157,12 @@ def exploding(metrics: Metrics) -> str:
 def slowing(metrics: Metrics) -> str:
     """Half as many pairs a second as at the beginning."""
     first, last = _middles(metrics, "pairs_per_second")
-    return (
-        f"From {first:.3g} pairs a second to {last:.3g}: something else takes the machine's time."
-        if last < first / 2
-        else ""
-    )
+    if last < first / 2:
+        return (
+            f"The machine became slower, from {first:.3g} pairs a second to {last:.3g}: something else takes its time, or it is "
+            "too hot. What is learned does not change by that."
+        )
+    return ""
 
 
 def _middles(metrics: Metrics, name: str) -> tuple[float, float]:
@@ -173,11 +175,41 @@ def _middles(metrics: Metrics, name: str) -> tuple[float, float]:
 # what was run
 
 
+def guessing(run: Run) -> str:
+    """log π a token began as that of a model that knows nothing, minus the log of its vocabulary; and it is so still, or the
+    loss only compares."""
+    size = figure(part(run.record, "settings"), "vocab_size")
+    first, last = _per_token(run.metrics)
+    if size is None or size < 2:
+        return ""
+    guess = -math.log(size)
+    if not first <= GUESSED * guess:
+        return ""
+    still = last <= GUESSED * guess and len(run.metrics.curve("loss")[0]) >= ENOUGH and not _warms_up(run.metrics)
+    if not still and LIKELIHOOD.search(_loss(run.record)):
+        return ""
+    return (
+        f"log π a token is {signed(first)} at the start{f', {signed(last)} now' * still}: that of a model that guesses, which "
+        f"is -ln {size:,.0f} = {signed(guess)}. So are random weights, or a model with the tokenizer of another. --loss sft "
+        "teaches answers, DPO does not."
+    ).replace("-ln", f"{MINUS}ln")
+
+
+def _per_token(metrics: Metrics) -> tuple[float, float]:
+    """log π of chosen answers by their tokens at the first and the last evaluation, else at the first and the last steps; 0
+    where it is not known."""
+    for split in ("held-out", "train"):
+        _, logps = metrics.curve("logps/chosen", split)
+        _, lengths = metrics.curve("length/chosen", split)
+        if logps and len(logps) == len(lengths) and min(lengths) > 0:
+            return logps[0] / lengths[0], logps[-1] / lengths[-1]
+    return 0.0, 0.0
+
+
 def untaught(record: dict) -> str:
     """A start from random weights, with a loss that only compares."""
-    flags, settings = part(record, "flags"), part(record, "settings")
-    loss = str(settings.get("loss") or flags.get("loss") or "")
-    if loss and str(flags.get("init")).startswith("random:") and not LIKELIHOOD.search(loss):
+    loss = _loss(record)
+    if loss and str(part(record, "flags").get("init")).startswith("random:") and not LIKELIHOOD.search(loss):
         return (
             "It began at random weights, with a loss without a term of likelihood: such a loss moves probability among "
             "answers that a model can already give, and teaches none. Train with --loss sft first, or add + 0.2*sft."
@@ -185,69 +217,5 @@ def untaught(record: dict) -> str:
     return ""
 
 
-# answers
-
-
-def is_looping(text: str) -> bool:
-    """Whether an answer goes round in circles: of its runs of LOOP words, how many stood in it before (seq-rep-n of
-    Welleck et al. 2019, arXiv 1908.04319); or of its letters, how many are the same few again and again."""
-    if sum(len(found[0]) for found in LETTERS.finditer(text)) > LOOPING * len(text):
-        return True
-    words = re.findall(r"\w+|[^\w\s]", text)
-    runs = [tuple(words[i : i + LOOP]) for i in range(len(words) - LOOP + 1)]
-    return len(runs) > LOOP and 1 - len(set(runs)) / len(runs) > LOOPING
-
-
-def fewer_correct(samples: Sequence[Sample]) -> str:
-    """More prompts became wrong than right, by more than two standard errors of a coin that is tossed for each."""
-    found = [sample.correct for sample in samples if sample.correct is not None]
-    wrong, right = found.count((True, False)), found.count((False, True))
-    if wrong - right > 2 * math.sqrt(wrong + right):
-        before, after = (fmean(side) for side in zip(*found))
-        return (
-            f"Correct answers fell from {before:.3f} to {after:.3f}: {wrong:,} prompts became wrong, {right:,} right. "
-            "What was learned cost what was known."
-        )
-    return ""
-
-
-def repeating(samples: Sequence[Sample]) -> str:
-    """More answers go round in circles than before, or many did and do."""
-    before, after = (sum(map(is_looping, texts)) for texts in ([s.before for s in samples], [s.after for s in samples]))
-    if after >= max(2, SOME * len(samples)) and after > 2 * before:
-        return f"{after:,} of {len(samples):,} answers repeat themselves, {before:,} did before."
-    if after >= max(2, MANY * len(samples)):
-        return (
-            f"{after:,} of {len(samples):,} answers repeat themselves; so did {before:,} before, as the start "
-            "had it already."
-        )
-    return ""
-
-
-def drifting(samples: Sequence[Sample]) -> str:
-    """Answers are half as long again as before, or more; or half as long."""
-    found = [sample.length for sample in samples if sample.length is not None]
-    if not found:
-        return ""
-    before, after = (fmean(lengths) for lengths in zip(*found))
-    if before > 0 and not 0.5 < after / before < 1.5:
-        what = "longer" if after > before else "shorter"
-        return f"Answers became {what}: {before:.1f} tokens before, {after:.1f} after. Is that better, or only {what}?"
-    return ""
-
-
-def not_ending(samples: Sequence[Sample]) -> str:
-    """Answers that no longer end, or of which most do not, as they did not before."""
-    found = [sample.stopped for sample in samples if sample.stopped is not None]
-    before, after = (sum(not ended for ended in side) for side in zip(*found)) if found else (0, 0)
-    if after < max(2, SOME * len(found)) or after <= min(2 * before, len(found) / 2):
-        return ""
-    if after > 2 * before:
-        return f"{after:,} of {len(found):,} answers did not end within the tokens allowed, {before:,} did not before."
-    return (
-        f"{after:,} of {len(found):,} answers did not end within the tokens allowed; {before:,} did not before: the start "
-        "hardly knew how to end one, which --loss sft teaches."
-    )
-
-
-OF_ANSWERS = (fewer_correct, repeating, not_ending, drifting)
+def _loss(record: dict) -> str:
+    return str(part(record, "settings").get("loss") or part(record, "flags").get("loss") or "")

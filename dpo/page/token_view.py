@@ -67,13 +67,9 @@ def legend() -> Html:
     names = [f"down-{n}" for n in range(len(LEVELS), 0, -1)] + [f"up-{n}" for n in range(1, len(LEVELS) + 1)]
     words = [f"{MINUS}{value:g}" for value in reversed(LEVELS)] + [f"+{value:g}" for value in LEVELS]
     swatches = [tag("span", word, class_=f"token {name}") for name, word in zip(names, words)]
-    return tag(
-        "p",
-        "change of log π, in nats: less likely ",
-        *swatches,
-        " likelier than to the reference, by so many or more",
-        class_="legend",
-    )
+    ends = tag("span", tag("span", "less likely"), tag("span", "likelier"), class_="ends")
+    what = tag("span", "change of log π, in nats, by so many or more")
+    return tag("p", what, tag("span", *swatches, class_="scale"), ends, class_="legend")
 
 
 def _pair(pair: Pair) -> Html:
