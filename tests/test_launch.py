@@ -334,7 +334,7 @@ def test_training_starts_where_the_host_name_resolves_to_nothing(tmp_path):
 @pytest.mark.slow
 def test_the_demo_makes_the_model_polite_without_making_it_wrong(tmp_path):
     started = time.monotonic()
-    done = launch(cwd=tmp_path, OMP_NUM_THREADS=str(os.cpu_count()))
+    done = launch(cwd=tmp_path, timeout=900, OMP_NUM_THREADS=str(os.cpu_count()))
     seconds = time.monotonic() - started
     (run,) = (tmp_path / "runs").iterdir()
     report = json.loads((run / "evaluation.json").read_text())
@@ -345,8 +345,9 @@ def test_the_demo_makes_the_model_polite_without_making_it_wrong(tmp_path):
     assert change["correct"] >= -0.02
     assert done.stdout.splitlines()[-1] == f"report   runs/{run.name}/report.html" and (run / "report.html").exists()
     assert "held-out prompts" in done.stdout and "torchrun --local-addr 127.0.0.1 --nproc_per_node=" in done.stdout
-    assert seconds < 180  # 90 on two free cores; this machine may have other work
-    shown, now = measures(record.read("demo")["figures"]["printed"]), measures(done.stdout)
+    shown = record.read("demo")["figures"]
+    assert seconds < 4 * shown["seconds"]  # which were of two free cores
+    shown, now = measures(shown["printed"]), measures(done.stdout)
     assert shown.keys() == now.keys() and len(now) > 20
     for name, figures in shown.items():
         assert now[name] == pytest.approx(figures, rel=0.1, abs=0.03), f"{name}: README.md shows another demo"
@@ -354,13 +355,8 @@ def test_the_demo_makes_the_model_polite_without_making_it_wrong(tmp_path):
 
 def measures(printed: str) -> dict[str, list[float]]:
     """The figures of held-out pairs and prompts that the demo prints, by the names of their lines."""
-    lines = re.findall(r"^(held out|[a-z]+ )(.*\d)$", printed, re.MULTILINE)
-    found = {name.strip(): [float(number) for number in re.findall(r"-?\d+\.\d+", rest)] for name, rest in lines}
-    return {
-        name: figures
-        for name, figures in found.items()
-        if figures and name not in ("done", "memory", "lr", "reference")
-    }
+    lines = re.findall(r"^(held out(?= )|[a-z]+(?=  ))(.*\d)$", printed, re.MULTILINE)
+    return {name: [float(number) for number in re.findall(r"-?\d+\.\d+", rest)] for name, rest in lines}
 
 
 def test_compare_has_flags_of_its_own():

@@ -3,7 +3,7 @@
     python tests/bench/commands.py                          all of them, some 40 minutes on 2 cores
     python tests/bench/commands.py --which demo online      these
 
-Each runs in an empty folder, once, with nothing kept from before. Progress bars, which go to stderr, are left out.
+Each runs once, in a folder of its own, with nothing kept from before. Progress bars, which go to stderr, are left out.
 """
 
 import json
@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import copy, copytree
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -56,9 +57,10 @@ def main(flags: Flags) -> None:
 
 
 def taken(command: str, folder: Path) -> dict:
-    """{"seconds", "printed"} of a command, in a folder from which the project is seen as from its own root."""
-    for name in ("launch.sh", "dpo", "gpt", "data"):
-        (folder / name).symlink_to(ROOT / name)
+    """{"seconds", "printed"} of a command, given in a folder that has a copy of the project."""
+    for name in ("dpo", "gpt", "data"):
+        copytree(ROOT / name, folder / name)
+    copy(ROOT / "launch.sh", folder)
     if REAL_PAIRS.exists():
         (folder / REAL_PAIRS.name).symlink_to(REAL_PAIRS)
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
