@@ -157,6 +157,9 @@ def test_without_a_cuda_device_its_rows_are_not_measured(tmp_path):
         ("table.py", ["--size", "huge"], "random:huge"),
         ("table.py", ["--size", "tiny", "--steps", "100000"], "more than one pass"),
         ("growth.py", ["--scans", "hope"], "there is no 'hope'"),
+        ("commands.py", ["--which", "dance"], "there is no 'dance'"),
+        ("checking.py", ["--counts", "many"], "'many' is no number of rows"),
+        ("adapters.py", ["--turns", "0"], "--turns is 0"),
     ],
 )
 def test_a_wrong_flag_is_one_line_and_code_2(script, flags, expected):
