@@ -379,7 +379,7 @@ def test_a_round_of_its_own_answers_makes_a_spoiled_start_right_again(tmp_path):
     assert start["prompts"] >= 1000 and start["score"] == start["correct"] < 0.7
     assert after["score"] >= start["score"] + 0.10  # by 0.3 where it was measured
     assert "in all" in done.stdout and (folder / "rounds/model/model.safetensors").exists()
-    shown, now = (rounds(text) for text in (record.read("online")["figures"]["printed"], done.stdout))
+    shown, now = map(rounds, ("\n".join(record.parts_of("online")["online"]), done.stdout))
     for name in ("start", "1"):
         assert now[name] == pytest.approx(shown[name], rel=0.1, abs=0.1), "docs/pairs.md shows other rounds"
 
