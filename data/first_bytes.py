@@ -4,6 +4,8 @@ from io import BufferedReader
 from pathlib import Path
 from shlex import quote
 
+from gpt.untrusted import shown
+
 PACKED = {"gzip": b"\x1f\x8b", "Parquet": b"PAR1"}  # what they begin with
 FOREIGN: dict[
     str, bytes | tuple[bytes, ...]
@@ -26,6 +28,18 @@ def packing(file: BufferedReader) -> str:
 def foreign(head: bytes) -> str:
     """What a file that begins so is, and what to do; "" where nothing is known of it."""
     return next((what for what, magic in FOREIGN.items() if head.startswith(magic)), "")
+
+
+def no_json(first: str) -> str:
+    """The first line of a file that does not even begin as JSON does, and what it may be."""
+    if first.startswith("<"):
+        hint = "it looks like a page of the web: was it downloaded whole, by the right address?"
+    elif "," in first or "\t" in first:
+        by = "" if "," in first else r", delimiter='\t'"
+        hint = f"if it is a table: csv.DictReader(file{by}) of Python's csv gives each row as an object for json.dumps"
+    else:
+        hint = "a file is one JSON list, or one JSON object a line"
+    return f"{shown(first)}; {hint}"
 
 
 def unpacking(path: Path) -> str:

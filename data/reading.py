@@ -18,9 +18,8 @@ from pathlib import Path
 from shlex import quote
 from typing import Any, BinaryIO, NamedTuple
 
-from data.first_bytes import foreign, packing, unpacking
+from data.first_bytes import foreign, no_json, packing, unpacking
 from gpt.command import UserError
-from gpt.untrusted import shown
 
 BLOCK = 2**20  # bytes read at once
 ROW = 2**24  # the most bytes of a row; of a million words it has fewer, and of empty objects it fills 50 times that
@@ -129,7 +128,7 @@ def _parsed(text: str, path: Path, line: int) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         if line == 1 and text[error.pos :] == text.lstrip():
-            raise _no_json(path, text.strip()) from None
+            raise UserError(f"{path}, line 1: no JSON, it begins with {no_json(text.strip())}") from None
         message = "an object of several lines" if text.strip() == "{" else error.msg
         raise _bad_json(path, line, error.colno, message) from None
     except (RecursionError, ValueError) as error:
@@ -231,20 +230,6 @@ def _bad_json(path: Path, line: int, column: int, message: str) -> UserError:
     return UserError(
         f"{path}, line {line}, column {column}: bad JSON: {message}; a file is one JSON list, or one JSON object a line"
     )
-
-
-def _no_json(path: Path, first: str) -> UserError:
-    """Of a file whose first line does not even begin as JSON does."""
-    if first.startswith("<"):
-        hint = "; it looks like a page of the web: was it downloaded whole, by the right address?"
-    elif "," in first or "\t" in first:
-        by = "" if "," in first else r", delimiter='\t'"
-        hint = (
-            f"; if it is a table: csv.DictReader(file{by}) of Python's csv gives each row as an object for json.dumps"
-        )
-    else:
-        hint = "; a file is one JSON list, or one JSON object a line"
-    return UserError(f"{path}, line 1: no JSON, it begins with {shown(first)}{hint}")
 
 
 def _too_long(path: Path, number: int) -> UserError:
