@@ -74,7 +74,11 @@ def check(file: Path, block: int) -> None:
             list(stream_rows(file, block))
         # a line of JSONL that only opens an object, and as it was parsed alone stands in error.doc, is called by what it is
         message = "an object of several lines" if error.doc.strip() == "{" else error.msg
-        if "trailing comma before end of array" not in message:  # of Python 3.13; here it is an element that is missing
+        if error.lineno == 1 and error.doc[error.pos :] == error.doc.lstrip():  # not even its beginning is JSON
+            assert ", line 1: no JSON, it begins with " in str(caught.value)
+        elif (
+            "trailing comma before end of array" not in message
+        ):  # of Python 3.13; here it is an element that is missing
             assert f", line {error.lineno}, column {error.colno}: bad JSON: {message};" in str(caught.value)
         return
     found = list(stream_rows(file, block))
@@ -91,6 +95,7 @@ def check(file: Path, block: int) -> None:
 @example('["\\ud83d\\ude00", NaN, -Infinity]', 1, False)
 @example("[1,]", 2, False)
 @example("{\r[]", 1, False)
+@example(":[]", 1, True)
 @example("[\n1 2]", 2, False)
 @example('{"a": 1}\r{"b": 2}\r\n\n {"c": 3}', 2, False)
 @example(" \u00a0[1]", 1, False)
