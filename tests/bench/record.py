@@ -17,9 +17,9 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date
-from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -84,7 +84,7 @@ def read(name: str) -> dict:
 def parts_of(name: str) -> Parts:
     """The parts that are made of a record: of its figures, or as they were printed before figures were kept."""
     made = read(name)
-    return made["printed"] if "printed" in made else import_module(MAKERS[name]).parts(made)
+    return made["printed"] if "printed" in made else resolve_name(f"{MAKERS[name]}:parts")(made)
 
 
 def filled(text: str, parts: Parts) -> str:
