@@ -146,9 +146,9 @@ def head_of(row: dict, pair: Pair) -> dict:
     }
 
 
-def held_out_of(flags: SamplingFlags) -> list[Pair]:
-    """A pair of each prompt that is held out, to see on what was never answered what came of it."""
-    return list({p.pair.prompt: p.pair for p in every_prompt(flags.pairs) if side(p.pair) < flags.held_out}.values())
+def held_out_of(path: str, held_out: float) -> list[Pair]:
+    """A pair of each prompt of a file that is held out, to see on what was never answered what came of it."""
+    return list({p.pair.prompt: p.pair for p in every_prompt(path) if side(p.pair) < held_out}.values())
 
 
 def sampled(

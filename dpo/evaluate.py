@@ -18,9 +18,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.judge import JudgeFlags
-from data.onpolicy import every_prompt
+from data.onpolicy import every_prompt, held_out_of
 from data.pairs import Pair, summary, write_rows
-from data.sides import side
 from dpo.answers import Answer, answer, differences, rates
 from dpo.by_token import by_token
 from dpo.examples import EMBEDDED, Examples, check_margins, open_examples
@@ -176,7 +175,7 @@ def prompts_alone(file: str, fraction: float) -> list[Pair] | None:
     """The held-out prompts of a file whose first row has no answer; None for pairs, and for what is neither."""
     with suppress(UserError):  # which is said by who reads pairs
         if file and not next((prompt.pair.chosen for prompt in every_prompt(file)), "none"):
-            return [prompt.pair for prompt in every_prompt(file) if side(prompt.pair) < fraction]
+            return held_out_of(file, fraction)
     return None
 
 

@@ -108,7 +108,7 @@ def main(flags: Flags) -> int:
     parse_loss(flags.loss, flags.beta)
     parse(TrainFlags, training_words(flags, 1, "", out.path))
     score = parse_score(flags.score, How(flags, out.path / "replies.jsonl", flags.device))
-    held_out, asked = held_out_of(flags), [prompt.pair for prompt in prompts_of(flags)[0]]
+    held_out, asked = held_out_of(flags.pairs, flags.held_out), [prompt.pair for prompt in prompts_of(flags)[0]]
     if not held_out:
         raise UserError(
             f"no prompt is held out at --held-out {flags.held_out:g}, and so there is nothing to see a gain on"

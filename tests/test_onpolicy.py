@@ -52,7 +52,7 @@ def test_no_prompt_that_training_would_hold_out_is_ever_asked(fraction):
     asked, left = prompts_of(flags)
     assert len(held) > 1000 and not held & {prompt.pair.prompt for prompt in asked}
     assert len(asked) + left["held out"] == len(pairs) == 12_000
-    assert {pair.prompt for pair in held_out_of(flags)} == held
+    assert {pair.prompt for pair in held_out_of(flags.pairs, flags.held_out)} == held
     groups = {pair.group for pair in pairs if pair.prompt in held}
     assert not groups & {prompt.pair.group for prompt in asked}  # nor the same input in other words
 

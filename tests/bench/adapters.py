@@ -18,8 +18,8 @@ from statistics import fmean, median
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from gpt.command import check_range, flag, run
-from tests.bench.calls import REAL_PAIRS, ROOT
-from tests.bench.record import KEEP, Parts, keep, where
+from tests.bench.calls import ROOT, pairs_of
+from tests.bench.record import KEEP, Parts, keep, made_part, where
 
 WAYS = {"full": [], "`--lora 8`": ["--lora", "8"]}
 
@@ -51,7 +51,7 @@ def main(flags: Flags) -> None:
 
 def measured(flags: Flags, more: list[str], out: Path) -> dict:
     """One run of dpo/train.py: {"speed": pairs a second, "peak": GiB, "trains": what it says of its parameters}"""
-    pairs = flags.pairs or (str(REAL_PAIRS) if REAL_PAIRS.is_file() else "")
+    pairs = pairs_of(flags.pairs)
     words = {"pairs": pairs, "init": f"random:{flags.size}", "out": out, "steps": flags.steps, "batch": flags.batch}
     words |= {"held-out": 0.02, "eval-every": 0}
     command = [sys.executable, ROOT / "dpo/train.py", *more]
@@ -78,7 +78,7 @@ def parts(made: dict) -> Parts:
     """The table, and where it was measured."""
     settings = made["figures"]["settings"]
     about = f"random:{settings['size']}, {settings['steps']} steps of {settings['batch']} pairs; {where(made)}"
-    return {"adapters": ["```", about, "```", "", *table(made["figures"]["ways"])]}
+    return {"adapters": made_part([about], table(made["figures"]["ways"]))}
 
 
 if __name__ == "__main__":

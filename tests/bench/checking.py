@@ -25,7 +25,7 @@ from data.pairs import stream_pairs, write_rows
 from gpt.command import UserError, flag, run
 from gpt.tokenizer import Tokenizer
 from tests.bench.reading import memory, rows
-from tests.bench.record import KEEP, Parts, keep, where
+from tests.bench.record import KEEP, Parts, keep, made_part, where
 
 SAMPLES = (0, 5000)
 
@@ -76,7 +76,7 @@ def table(found: list[dict]) -> list[str]:
 
 def parts(made: dict) -> Parts:
     """The table, and where it was measured."""
-    return {"checking": ["```", where(made), "```", "", *table(made["figures"])]}
+    return {"checking": made_part([where(made)], table(made["figures"]))}
 
 
 def measure(file: str, sample: int) -> None:

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from dpo.loss_table import table
 from gpt.command import UserError, flag, run
-from tests.bench.calls import REAL_PAIRS, ROOT, SHARED
+from tests.bench.calls import REAL_PAIRS, ROOT, environment
 from tests.bench.record import KEEP, Parts, keep
 
 LAUNCH = "./launch.sh"
@@ -63,13 +63,10 @@ def taken(command: str, folder: Path) -> dict:
     copy(ROOT / "launch.sh", folder)
     if REAL_PAIRS.exists():
         (folder / REAL_PAIRS.name).symlink_to(REAL_PAIRS)
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = os.environ | {"GPT_DPO_CACHE": str(folder / "cache"), "PATH": path}
-    if (SHARED / "tiktoken").is_dir():
-        environment.setdefault("TIKTOKEN_CACHE_DIR", str(SHARED / "tiktoken"))
+    own = environment(folder / "cache") | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     words = command.replace("torchrun", "torchrun --local-addr 127.0.0.1").split()
     began = time.monotonic()
-    done = subprocess.run(words, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(words, cwd=folder, env=own, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise UserError(f"{command} ended with {done.returncode}")
     return {"seconds": time.monotonic() - began, "printed": done.stdout}

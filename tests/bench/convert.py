@@ -25,7 +25,7 @@ from data.convert import Convert, convert
 from data.pairs import write_rows
 from gpt.command import check_range, flag, run
 from gpt.files import whole
-from tests.bench.record import KEEP, Parts, keep, where
+from tests.bench.record import KEEP, Parts, keep, made_part, where
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def table(found: list[dict]) -> list[str]:
 
 def parts(made: dict) -> Parts:
     """The table, and where it was measured."""
-    return {"convert": ["```", where(made), "```", "", *table(made["figures"])]}
+    return {"convert": made_part([where(made)], table(made["figures"]))}
 
 
 def measure(file: str, out: str) -> None:

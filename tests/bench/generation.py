@@ -31,7 +31,7 @@ from gpt.generate import generate
 from gpt.model import GPT
 from gpt.tokenizer import Tokenizer
 from gpt.weights import random_gpt, save_gpt
-from tests.bench.record import KEEP, Parts, keep, where
+from tests.bench.record import KEEP, Parts, keep, made_part, where
 
 NEW, LENGTHS = 64, (16, 64)  # tokens: of an answer; of the shortest and the longest prompt
 # name: (type, prompts at once, rounds)
@@ -130,7 +130,7 @@ def parts(made: dict) -> Parts:
     """The table, and where it was measured."""
     found = made["figures"]
     about = f"transformers {found['transformers']}; {found['threads']} threads on {where(made)}"
-    return {"generation": ["```", about, "```", "", *table(found["cases"])]}
+    return {"generation": made_part([about], table(found["cases"]))}
 
 
 if __name__ == "__main__":

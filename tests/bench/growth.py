@@ -17,8 +17,8 @@ from shutil import rmtree
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from gpt.command import UserError, check_range, flag, run
-from tests.bench.calls import REAL_PAIRS, Failed, call, measured, read
-from tests.bench.record import KEEP, Parts, keep, where
+from tests.bench.calls import Failed, call, measured, pairs_of, read
+from tests.bench.record import KEEP, Parts, keep, made_part, where
 
 # What each scan changes; the rest is --size, --batch, the prompts as they are, and one process.
 SCANS = {
@@ -70,7 +70,7 @@ def lines_of(flags: Flags, scan: str, value: str | int, folder: Path) -> list[di
     """Measure each system at one value of one scan, and print its lines."""
     setting = {"size": flags.size, "batch": flags.batch, "prompt": 0, "processes": 1} | {scan: value}
     processes, found = setting.pop("processes"), []
-    pairs = flags.pairs or (str(REAL_PAIRS) if REAL_PAIRS.is_file() else "")
+    pairs = pairs_of(flags.pairs)
     try:
         call("prepare", out=folder, pairs=pairs, steps=flags.steps, device=flags.device, **setting)
     except Failed as why:
@@ -107,7 +107,7 @@ def parts(made: dict) -> Parts:
             for name in systems
         )
         rows.append(f"| {said(scan, value)} | {next(iter(own.values()))['row_tokens']:.0f} | {' | '.join(figures)} |")
-    return {"growth": ["```", f"{made['figures']['steps']} steps of each; {where(made)}", "```", "", *rows]}
+    return {"growth": made_part([f"{made['figures']['steps']} steps of each; {where(made)}"], rows)}
 
 
 def said(scan: str, value: int | str) -> str:

@@ -29,7 +29,7 @@ from dpo.examples import open_examples
 from dpo.order import steps_in_epochs, steps_of
 from gpt.command import check_range, flag, run
 from gpt.tokenizer import Tokenizer
-from tests.bench.record import KEEP, Parts, keep, where
+from tests.bench.record import KEEP, Parts, keep, made_part, where
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def parts(made: dict) -> Parts:
     """The table, and of what."""
     found = made["figures"]
     about = f"{found['count']:,} pairs, {found['bytes'] / 1e6:,.0f} MB; {where(made)}"
-    return {"reading": ["```", about, "```", "", *table(found)]}
+    return {"reading": made_part([about], table(found))}
 
 
 def started(file: Path, processes: int, environment: dict[str, str]) -> list[dict]:

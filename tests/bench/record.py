@@ -76,6 +76,11 @@ def where(made: dict) -> str:
     return f"{machine['cores']} cores of {machine['processor']}, torch {machine['torch']}, {made['day']}"
 
 
+def made_part(about: list[str], table: list[str]) -> list[str]:
+    """The lines of a part: what was measured and where, as it was printed, and the table."""
+    return ["```", *about, "```", "", *table]
+
+
 def read(name: str) -> dict:
     """A record."""
     return json.loads((RECORDS / f"{name}.json").read_text(encoding="utf-8"))

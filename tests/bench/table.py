@@ -28,8 +28,8 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from gpt.command import UserError, check_range, flag, run
-from tests.bench.calls import REAL_PAIRS, Failed, call, measured, read
-from tests.bench.record import KEEP, Parts, keep
+from tests.bench.calls import Failed, call, measured, pairs_of, read
+from tests.bench.record import KEEP, Parts, keep, made_part
 
 SYSTEMS = ("ours", "seed fp32", "seed bf16", "trl bf16", "trl bf16 precomputed")
 INSTALL = "trl is not installed; pip install -c constraints.txt -e '.[peers]'"
@@ -76,7 +76,7 @@ def main(flags: Flags) -> int:
 
 def compare(flags: Flags, names: list[str], folder: Path) -> int:
     """Run everything and print it. Returns the exit code: 1 where a system failed."""
-    pairs = flags.pairs or (str(REAL_PAIRS) if REAL_PAIRS.is_file() else "")
+    pairs = pairs_of(flags.pairs)
     try:
         call("prepare", out=folder, size=flags.size, pairs=pairs, held_out=flags.held_out, steps=flags.steps,
              batch=flags.batch, device=flags.device)  # fmt: skip
@@ -155,7 +155,7 @@ def parts(made: dict) -> Parts:
         f"{facts['batch']} pairs; {made['day']}",
         machine(found["rates"]),
     ]
-    return {"bench": ["```", *about, "```", "", *table(found["names"], runs, found["losses"], found["before"])]}
+    return {"bench": made_part(about, table(found["names"], runs, found["losses"], found["before"]))}
 
 
 def table(names: list[str], runs: list[Run], losses: dict, before: float) -> list[str]:

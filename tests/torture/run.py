@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from gpt.command import UserError, check_range, flag, run
 from gpt.files import whole
-from tests.bench.record import KEEP, Parts, keep, where
+from tests.bench.record import KEEP, Parts, keep, made_part, where
 from tests.torture.faults import faults
 from tests.torture.ground import Ground
 from tests.torture.kills import every_operation, kills
@@ -104,7 +104,7 @@ def parts(made: dict) -> Parts:
     found = [Row(**row) for row in made["figures"]["rows"]]
     tries, held = sum(row.tries for row in found), sum(row.held for row in found)
     about = f"{tries} tries, {held} held, in {made['figures']['minutes']:.0f} minutes; {where(made)}"
-    return {"torture": ["```", about, "```", "", *table(found)]}
+    return {"torture": made_part([about], table(found))}
 
 
 if __name__ == "__main__":
