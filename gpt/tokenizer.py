@@ -45,6 +45,8 @@ SPLIT = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\
 
 VOCABULARIES = ("vocab.json", "tokenizer.json")
 
+Pair = tuple[bytes, bytes]  # of neighbouring pieces
+
 
 class Tokenizer:
     """A byte-level BPE vocabulary. `ids` maps each token's bytes to its id; `merges` are the pairs in learned order.
@@ -53,9 +55,7 @@ class Tokenizer:
     or two merges with the same result (tiktoken ranks results, not pairs).
     """
 
-    def __init__(
-        self, ids: dict[bytes, int], merges: Sequence[tuple[bytes, bytes]], end_of_text: int, where: str = "vocabulary"
-    ):
+    def __init__(self, ids: dict[bytes, int], merges: Sequence[Pair], end_of_text: int, where: str = "vocabulary"):
         self.ids, self.merges, self.end_of_text = ids, merges, end_of_text
         learned = [left + right for left, right in merges]
         tokens = [bytes([b]) for b in range(256)] + learned
@@ -149,7 +149,7 @@ class Tokenizer:
         return b"".join(self._bytes_of_id.get(i, "\ufffd".encode()) for i in ids)
 
 
-def _check_alike(file: Path, ids: dict[bytes, int], merges: list[tuple[bytes, bytes]]) -> None:
+def _check_alike(file: Path, ids: dict[bytes, int], merges: list[Pair]) -> None:
     """Raises UserError where tokenizer.json, which `transformers` reads first, is not what stands beside it."""
     theirs, their_merges = read_tokenizer_json(file)
     if their_merges != merges or any(theirs.get(token) != i for token, i in ids.items()):
@@ -170,8 +170,8 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     counts = Counter(word for text in texts for word in regex.findall(SPLIT, _without_halves(text)))
     words = [[bytes([b]) for b in word.encode()] for word in counts]
     weights = list(counts.values())
-    frequency: Counter[tuple[bytes, bytes]] = Counter()  # how often each pair is there
-    home: defaultdict[tuple[bytes, bytes], set[int]] = defaultdict(set)  # in which words
+    frequency: Counter[Pair] = Counter()  # how often each pair is there
+    home: defaultdict[Pair, set[int]] = defaultdict(set)  # in which words
     for w, pieces in enumerate(words):
         for pair in zip(pieces, pieces[1:]):
             frequency[pair] += weights[w]
@@ -179,7 +179,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     heap = [(-n, pair) for pair, n in frequency.items()]
     heapq.heapify(heap)
     known = {bytes([b]) for b in range(256)}
-    merges: list[tuple[bytes, bytes]] = []
+    merges: list[Pair] = []
     while heap and len(merges) < vocab_size - 257:
         n, pair = heapq.heappop(heap)
         if -n != frequency[pair]:  # an old entry: the pair has lost or won occurrences since
@@ -188,19 +188,15 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
             continue
         merges.append(pair)
         known.add(pair[0] + pair[1])
-        changed = set()
+        changed: set[Pair] = set()
         for w in home.pop(pair):
-            before, after = words[w], _joined(words[w], pair)
-            if len(after) == len(before):
-                continue
-            for old in zip(before, before[1:]):
+            gone, come = _join(words[w], *pair)
+            for old in gone:
                 frequency[old] -= weights[w]
-                changed.add(old)
-            for new in zip(after, after[1:]):
+            for new in come:
                 frequency[new] += weights[w]
                 home[new].add(w)
-                changed.add(new)
-            words[w] = after
+            changed.update(gone, come)
         for other in changed - {pair}:
             if frequency[other] > 0:
                 heapq.heappush(heap, (-frequency[other], other))
@@ -213,17 +209,26 @@ def _without_halves(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _joined(pieces: list[bytes], pair: tuple[bytes, bytes]) -> list[bytes]:
-    """[l, o, w, l, o] and (l, o) -> [lo, w, lo]"""
-    out, i = [], 0
+def _join(pieces: list[bytes], left: bytes, right: bytes) -> tuple[list[Pair], list[Pair]]:
+    """[l, o, w, l, o] becomes [lo, w, lo], in place; the pairs that are gone by it, and those that have come."""
+    gone, come = list[Pair](), list[Pair]()
+    out, i = list[bytes](), 0
     while i < len(pieces):
-        if i + 1 < len(pieces) and (pieces[i], pieces[i + 1]) == pair:
-            out.append(pieces[i] + pieces[i + 1])
-            i += 2
-        else:
+        if pieces[i] != left or pieces[i + 1 : i + 2] != [right]:
             out.append(pieces[i])
             i += 1
-    return out
+            continue
+        gone.append((left, right))
+        if out:
+            gone.append((out[-1], left))
+            come.append((out[-1], left + right))
+        if i + 2 < len(pieces):
+            gone.append((right, pieces[i + 2]))
+            come.append((left + right, pieces[i + 2]))
+        out.append(left + right)
+        i += 2
+    pieces[:] = out
+    return gone, come
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -208,7 +209,10 @@ def test_the_command_serves_a_run_that_has_not_begun_and_ends_with_ctrl_c_in_one
         assert process.stdout.readline() == f"waiting for {folder} to begin\n"
         assert f"Waiting for {folder} to begin." in Taken(get(port)[2]).text
         make_run(folder)
-        assert Taken(get(port)[2]).of("svg")
+        until = time.monotonic() + 60  # it draws for a part of the time only, and so not at once
+        while not Taken(get(port)[2]).of("svg"):
+            assert time.monotonic() < until
+            time.sleep(0.1)
         process.send_signal(signal.SIGINT)
         out, errors = process.communicate(timeout=20)
     finally:
