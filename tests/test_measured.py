@@ -37,7 +37,17 @@ def test_a_record_says_what_was_measured_where_and_when(name):
     made = record.read(name)
     assert name in MAKERS or "printed" in made
     assert re.fullmatch(r"2026-\d\d-\d\d", made["day"]) and made["machine"]["cores"] >= 1
-    assert {"processor", "torch"} <= made["machine"].keys() and made["command"]
+    assert {"processor", "torch"} <= made["machine"].keys()
+    assert made["command"] and ("--" not in made["command"] or made["command"] in COMMANDS.values()), (
+        "measured in part only"
+    )
+
+
+def test_a_part_of_a_measurement_is_recorded_as_one(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["growth.py", "--scans", "batch", "--record", "--out", "some where.json"])
+    assert (
+        record.as_called("./launch.sh bench growth") == "./launch.sh bench growth --scans batch --out 'some where.json'"
+    )
 
 
 def test_a_part_goes_between_its_marks_and_nothing_else_is_changed(tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from gpt.command import check_range, flag, run
 from tests.bench.calls import ROOT, pairs_of
-from tests.bench.record import KEEP, Parts, keep, made_part, where
+from tests.bench.record import KEEP, Parts, as_called, keep, made_part, where
 
 WAYS = {"full": [], "`--lora 8`": ["--lora", "8"]}
 
@@ -46,7 +46,7 @@ def main(flags: Flags) -> None:
                 print(name, json.dumps(found[name][-1]), flush=True)
     print("\n".join(table(found)))
     if flags.record:
-        keep("adapters", "python tests/bench/adapters.py", {"settings": vars(flags), "ways": found})
+        keep("adapters", as_called("python tests/bench/adapters.py"), {"settings": vars(flags), "ways": found})
 
 
 def measured(flags: Flags, more: list[str], out: Path) -> dict:

@@ -25,7 +25,7 @@ from data.pairs import stream_pairs, write_rows
 from gpt.command import UserError, flag, run
 from gpt.tokenizer import Tokenizer
 from tests.bench.reading import memory, rows
-from tests.bench.record import KEEP, Parts, keep, made_part, where
+from tests.bench.record import KEEP, Parts, as_called, keep, made_part, where
 
 SAMPLES = (0, 5000)
 
@@ -55,7 +55,7 @@ def main(flags: Flags) -> None:
                 print(json.dumps(line), flush=True)
     print("\n".join(table(found)))
     if flags.record:
-        keep("checking", "python tests/bench/checking.py", found)
+        keep("checking", as_called("python tests/bench/checking.py"), found)
 
 
 def table(found: list[dict]) -> list[str]:

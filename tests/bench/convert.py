@@ -25,7 +25,7 @@ from data.convert import Convert, convert
 from data.pairs import write_rows
 from gpt.command import check_range, flag, run
 from gpt.files import whole
-from tests.bench.record import KEEP, Parts, keep, made_part, where
+from tests.bench.record import KEEP, Parts, as_called, keep, made_part, where
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def main(flags: Flags) -> None:
             print(json.dumps(found[-1]), flush=True)
     print("\n".join(table(found)))
     if flags.record:
-        keep("convert", "python tests/bench/convert.py", found)
+        keep("convert", as_called("python tests/bench/convert.py"), found)
 
 
 def table(found: list[dict]) -> list[str]:

@@ -31,7 +31,7 @@ from gpt.generate import generate
 from gpt.model import GPT
 from gpt.tokenizer import Tokenizer
 from gpt.weights import random_gpt, save_gpt
-from tests.bench.record import KEEP, Parts, keep, made_part, where
+from tests.bench.record import KEEP, Parts, as_called, keep, made_part, where
 
 NEW, LENGTHS = 64, (16, 64)  # tokens: of an answer; of the shortest and the longest prompt
 # name: (type, prompts at once, rounds)
@@ -66,7 +66,7 @@ def main(flags: Flags) -> None:
     print("\n".join(table(found)))
     if flags.record:
         figures = {"cases": found, "threads": torch.get_num_threads(), "transformers": transformers.__version__}
-        keep("generation", "python tests/bench/generation.py", figures)
+        keep("generation", as_called("python tests/bench/generation.py"), figures)
 
 
 def compare(ours: GPT, theirs, batch: int, rounds: int) -> dict[str, Any]:

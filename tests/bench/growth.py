@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from gpt.command import UserError, check_range, flag, run
 from tests.bench.calls import Failed, call, measured, pairs_of, read
-from tests.bench.record import KEEP, Parts, keep, made_part, where
+from tests.bench.record import KEEP, Parts, as_called, keep, made_part, where
 
 # What each scan changes; the rest is --size, --batch, the prompts as they are, and one process.
 SCANS = {
@@ -61,7 +61,7 @@ def main(flags: Flags) -> None:
     if flags.record:
         keep(
             "growth",
-            "./launch.sh bench growth",
+            as_called("./launch.sh bench growth"),
             {"size": flags.size, "batch": flags.batch, "steps": flags.steps, "lines": found},
         )
 

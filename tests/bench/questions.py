@@ -23,7 +23,7 @@ from dpo.step import held_out_metrics
 from gpt.command import UserError, check_range, flag, run
 from gpt.files import whole
 from tests.bench.differences import markdown, scale_table, seed_table, start_table
-from tests.bench.record import KEEP, Parts, keep
+from tests.bench.record import KEEP, Parts, as_called, keep
 from tests.bench.teaching import ONE, Case, embedded, taught
 
 RANDOM, BESIDE = "random:tiny", "dpo + 1.0*sft"
@@ -189,7 +189,7 @@ def main(flags: Flags) -> None:
     if flags.record:
         settings = {name: getattr(flags, name) for name in ("steps", "batch", "prompts")}
         figures = {"settings": settings, "taught": known.known, "at once": at_once}
-        keep("questions", "python tests/bench/questions.py", figures)
+        keep("questions", as_called("python tests/bench/questions.py"), figures)
 
 
 def parts(made: dict) -> Parts:

@@ -29,7 +29,7 @@ from dpo.examples import open_examples
 from dpo.order import steps_in_epochs, steps_of
 from gpt.command import check_range, flag, run
 from gpt.tokenizer import Tokenizer
-from tests.bench.record import KEEP, Parts, keep, made_part, where
+from tests.bench.record import KEEP, Parts, as_called, keep, made_part, where
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def main(flags: Flags) -> None:
     figures = {"count": flags.count, "bytes": size, "openings": openings}
     print("\n".join(table(figures)))
     if flags.record:
-        keep("reading", "python tests/bench/reading.py", figures)
+        keep("reading", as_called("python tests/bench/reading.py"), figures)
 
 
 def table(figures: dict) -> list[str]:

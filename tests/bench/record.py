@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -57,6 +58,11 @@ def keep(name: str, command: str, figures: Any) -> None:
         json.dump(made, file, indent=1, ensure_ascii=False)
         file.write("\n")
     fill([name])
+
+
+def as_called(command: str) -> str:
+    """The command with the flags that it was given now: what was measured in part only says so."""
+    return " ".join([command, *(shlex.quote(word) for word in sys.argv[1:] if word != "--record")])
 
 
 def processor() -> str:

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from gpt.command import UserError, check_range, flag, run
 from tests.bench.calls import Failed, call, measured, pairs_of, read
-from tests.bench.record import KEEP, Parts, keep, made_part
+from tests.bench.record import KEEP, Parts, as_called, keep, made_part
 
 SYSTEMS = ("ours", "seed fp32", "seed bf16", "trl bf16", "trl bf16 precomputed")
 INSTALL = "trl is not installed; pip install -c constraints.txt -e '.[peers]'"
@@ -117,7 +117,7 @@ def compare(flags: Flags, names: list[str], folder: Path) -> int:
     print("\n".join(["", *table(names, runs, losses, before), "", machine(rates)]))
     write(flags.out, names, runs)
     if flags.record:
-        keep("bench", "./launch.sh bench", figures)
+        keep("bench", as_called("./launch.sh bench"), figures)
     return 1 if failed else 0
 
 

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from gpt.command import UserError, check_range, flag, run
 from gpt.files import whole
-from tests.bench.record import KEEP, Parts, keep, made_part, where
+from tests.bench.record import KEEP, Parts, as_called, keep, made_part, where
 from tests.torture.faults import faults
 from tests.torture.ground import Ground
 from tests.torture.kills import every_operation, kills
@@ -85,7 +85,7 @@ def main(flags: Flags) -> int:
                 json.dump(report(flags, found, minutes), file, indent=2)
     lines = table(rows(found))
     if flags.record:
-        keep("torture", "./launch.sh torture", report(flags, found, minutes))
+        keep("torture", as_called("./launch.sh torture"), report(flags, found, minutes))
     failed = sum(not one.held for one in found)
     print("\n".join(["", *lines, "", f"{len(found)} tries in {minutes:.0f} minutes, {failed} failed; see {flags.out}"]))
     return 1 if failed else 0
