@@ -29,12 +29,6 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from gpt.memory import sent
 
-try:
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:  # torch older than 2.10, or built without it
-    varlen_attn = None  # type: ignore[assignment]  # asked for before it is called
-
-
 TOGETHER = 128  # tokens: larger branches spend more on what their mask forbids than a call costs
 
 # What the ragged kernel, Flash Attention's, takes
@@ -82,7 +76,7 @@ def looking(tree: Tree, device: torch.device, dtype: torch.dtype) -> Callable[..
     dtype: what matrix products run in.
     """
     able = device.type == "cuda" and torch.cuda.get_device_capability(device) >= CAPABILITY
-    if able and varlen_attn is not None and dtype in NUMBERS:
+    if able and dtype in NUMBERS and ragged_kernel() is not None:
         return partial(by_path, lines(tree, device), cache(partial(branches, tree, device)))
     return partial(by_branch, branches(tree, device))
 
@@ -151,6 +145,16 @@ def lines(tree: Tree, device: torch.device | str = "cpu") -> Lines:
     return Lines(places, query_ends, key_ends, max(queries), max(looked_at))
 
 
+@cache
+def ragged_kernel() -> Callable | None:
+    """torch's call of it; None where torch is older than 2.10, or built without it."""
+    try:  # not at the top: it brings torch's compiler along, and so would double the time in which every command starts
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    return varlen_attn
+
+
 def by_path(lines: Lines, otherwise: Callable, q: Tensor, k: Tensor, v: Tensor, dropout: float, scale: float) -> Tensor:
     """One call of the ragged flash kernel. Of fewer queries than keys it takes them for the last: the end of the path.
 
@@ -160,10 +164,10 @@ def by_path(lines: Lines, otherwise: Callable, q: Tensor, k: Tensor, v: Tensor, 
         return by_branch(otherwise(), q, k, v, dropout, scale)
     q, k, v = (part[0].transpose(0, 1) for part in (q, k, v))  # (T, H, D)
     q = q * (scale * q.shape[-1] ** 0.5)  # the kernel's own is 1 / sqrt(D), in torch 2.10 the only one
-    causal = (
-        {"is_causal": True} if "is_causal" in inspect.signature(varlen_attn).parameters else {"window_size": (-1, 0)}
-    )
-    y = varlen_attn(
+    kernel = ragged_kernel()
+    assert kernel is not None
+    causal = {"is_causal": True} if "is_causal" in inspect.signature(kernel).parameters else {"window_size": (-1, 0)}
+    y = kernel(
         q, k[lines.keys], v[lines.keys], lines.query_ends, lines.key_ends, lines.most_queries, lines.most_keys, **causal
     )
     assert isinstance(y, Tensor)  # nothing beside it was asked for

@@ -16,18 +16,20 @@ parameters are DTensors then; `whole` and `fill` read and write them as if they 
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from typing import NamedTuple, TextIO
+from typing import TYPE_CHECKING, NamedTuple, TextIO, TypeGuard
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from gpt.command import UserError
 from gpt.model import GPT
+
+if TYPE_CHECKING:  # else imported where a model is cut: it would take every command's start a second
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
 
 
 class World(NamedTuple):
@@ -53,6 +55,8 @@ def placed(model: GPT, world: World, shard: bool = False) -> GPT:
     """The GPT on this process's device, or with `shard` this process's part of it. All processes have the same one before."""
     if not shard or world.size == 1:
         return model.to(world.device)
+    from torch.distributed.fsdp import fully_shard
+
     mesh = init_device_mesh(world.device.type, (world.size,))
     for block in model.transformer["h"].children():
         fully_shard(block, mesh=mesh)
@@ -68,7 +72,7 @@ def replicate(model: nn.Module, world: World, *example: Tensor) -> nn.Module:
     order three or more processes add it up. A first backward pass of weight 0, here, puts that behind: a run that is
     resumed then rounds in its first step as one that was not stopped.
     """
-    if world.size == 1 or isinstance(model, FSDPModule):
+    if world.size == 1 or is_sharded(model):
         return model
     model = DistributedDataParallel(model, gradient_as_bucket_view=True)  # a GPT has no buffers to keep alike
     (0.0 * model(*(tensor.to(world.device) for tensor in example)).sum()).backward()
@@ -79,7 +83,7 @@ def replicate(model: nn.Module, world: World, *example: Tensor) -> nn.Module:
 
 def accumulate(model: nn.Module, last: bool):
     """Around forward *and* backward of a micro-batch: gradients are exchanged in the last one of a step only."""
-    if isinstance(model, FSDPModule):
+    if _is_cut(model):
         model.set_requires_gradient_sync(last)
     return model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext()
 
@@ -87,22 +91,30 @@ def accumulate(model: nn.Module, last: bool):
 def parameters_at_rest(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters by name, as the optimizer has them: FSDP2 may hold some of them whole after a forward pass."""
     for module in model.modules():
-        if isinstance(module, FSDPModule):
+        if _is_cut(module):
             module.reshard()
     return dict(model.named_parameters())
 
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether processes have parts of the model; all must then call it equally often."""
-    return isinstance(model, FSDPModule)
+    return _is_cut(model)
+
+
+def _is_cut(model: nn.Module) -> TypeGuard["FSDPModule"]:
+    return hasattr(model, "set_requires_gradient_sync")
 
 
 # tensors
 
 
+def _is_part(tensor: Tensor) -> TypeGuard["DTensor"]:
+    return hasattr(tensor, "full_tensor")
+
+
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor of which each process may have a part. All must ask."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if _is_part(tensor) else tensor
 
 
 def gathered(tensors: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
@@ -117,14 +129,20 @@ def gathered(tensors: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
 
 def fill(tensor: Tensor, value: Tensor) -> None:
     """Copy `value`, which every process has whole, into a tensor of which each may have a part."""
-    if isinstance(tensor, DTensor):
+    if _is_part(tensor):
+        from torch.distributed.tensor import distribute_tensor
+
         value = distribute_tensor(value, tensor.device_mesh, tensor.placements, src_data_rank=None)
     tensor.copy_(value)
 
 
 def beside(value: Tensor, tensor: Tensor) -> Tensor:
     """`value`, the same in every process, in a form that can be computed with `tensor`."""
-    return DTensor.from_local(value, tensor.device_mesh, [Replicate()]) if isinstance(tensor, DTensor) else value
+    if not _is_part(tensor):
+        return value
+    from torch.distributed.tensor import DTensor, Replicate
+
+    return DTensor.from_local(value, tensor.device_mesh, [Replicate()])
 
 
 def add_up(values: Tensor, world: World) -> Tensor:

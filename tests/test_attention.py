@@ -274,7 +274,7 @@ def kernel(request, monkeypatch):
 
     It takes float64, so that it can be held to the mask, and nothing else.
     """
-    monkeypatch.setattr(module, "varlen_attn", request.param)
+    monkeypatch.setattr(module, "ragged_kernel", lambda: request.param)
     monkeypatch.setattr(module, "NUMBERS", (torch.float64,))
 
 
@@ -332,7 +332,7 @@ def test_what_the_kernel_does_not_do_goes_by_branch(kernel, monkeypatch, dropout
     parts = [torch.randn(1, H, 8, width, generator=generator, dtype=dtype) for _ in range(3)]
     torch.manual_seed(3)
     expected = by_branch(branches(tree), *parts, dropout, 0.7)
-    monkeypatch.setattr(module, "varlen_attn", None)
+    monkeypatch.setattr(module, "ragged_kernel", lambda: None)
     torch.manual_seed(3)
     assert torch.equal(by_path(lines(tree), lambda: branches(tree), *parts, dropout, 0.7), expected)
 
@@ -407,7 +407,7 @@ def test_layers_that_the_kernel_does_not_serve_share_one_set_of_branches(gpu, mo
 def test_on_a_gpu_the_kernel_itself_is_held_to_the_mask(number):
     tree = SOME_TREES[number]
     look = looking(tree, CUDA, torch.bfloat16)
-    able = module.varlen_attn and torch.cuda.get_device_capability() >= module.CAPABILITY
+    able = module.ragged_kernel() and torch.cuda.get_device_capability() >= module.CAPABILITY
     assert look.func is (by_path if able else by_branch)
     for width, dtype in ((64, torch.bfloat16), (64, torch.float32), (12, torch.bfloat16), (200, torch.bfloat16)):
         parts = [torch.randn(1, 2, sum(tree.sizes), width).to(dtype) for _ in range(3)]

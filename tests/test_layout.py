@@ -122,6 +122,16 @@ def test_no_variable_of_a_module_changes(name):
     assert not [node.lineno for node in ast.walk(TREES[name]) if isinstance(node, (ast.Global, ast.Nonlocal))]
 
 
+def test_no_command_waits_for_what_only_some_need():
+    """torch's compiler, sharding, and what comes with them, would double the time in which a command starts."""
+    modules = [name.removesuffix(".py").replace("/", ".") for name in SCRIPTS]
+    code = f"import sys\nimport {', '.join(modules)}\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert {"torch", "dpo.train", "data.build"} <= set(done.stdout.split())
+    heavy = {"torch._dynamo", "torch.distributed.fsdp", "torch.distributed.tensor", "sympy", "matplotlib", "openai"}
+    assert not heavy & set(done.stdout.split())
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_script_finds_the_repository_from_its_own_place_before_it_imports_from_it(name):
     lines = FILES[name].read_text(encoding="utf-8").splitlines()
