@@ -41,6 +41,9 @@ class Oddity(NamedTuple):
 
 ODDITIES = {
     "one answer": Oddity("one answer alone", 1, ""),
+    "empty prompt": Oddity(
+        "a prompt that asks nothing", 0, "is the question lost? The answers are learned all the same"
+    ),
     "short chosen": Oddity("a chosen answer of one word", 0.05, "is there enough to learn from?"),
     "short rejected": Oddity("a rejected answer of one word", 0.05, "is there enough to learn from?"),
     "prefix": Oddity("an answer that the other one begins with", 0.01, "is the shorter one cut off?"),
@@ -166,6 +169,8 @@ def oddities(pair: Pair, alike: bool) -> Iterator[str]:
     whole = "\n".join((prompt, *answers))
     if rejected is None:
         yield "one answer"
+    if not (prompt if (instruction := instruction_in(prompt)) is None else instruction).strip():
+        yield "empty prompt"
     if is_word(chosen):
         yield "short chosen"
     if rejected is not None:

@@ -166,7 +166,10 @@ ODD = [
     ((f"[INST] {LONG} [/INST]", "It is wide.", "It is wet."), {"special tokens"}),
     ((LONG, "🌊 It is wide.", "It is wet."), set()),
     ((LONG, "yes\x00\r\n</s>", "yes\x00\r\n</s> "), {"alike", "prefix", "control", "line ends", "special tokens"}),
-    (("", "It is wide.", "It is wet."), set()),
+    (("", "It is wide.", "It is wet."), {"empty prompt"}),
+    ((" \n", "It is wide.", "It is wet."), {"empty prompt"}),
+    ((instruction_prompt(""), "It is wide.", "It is wet."), {"empty prompt"}),
+    ((instruction_prompt("", "the sea"), "It is wide.", "It is wet."), set()),
 ]
 
 

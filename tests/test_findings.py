@@ -179,6 +179,7 @@ def test_few_pairs_cannot_be_told_apart_or_not():
 @pytest.mark.parametrize("name", [name for name in ODDITIES if name != "one answer"])
 def test_an_oddity_is_marked_where_more_pairs_have_it_than_is_usual(name):
     odd = {
+        "empty prompt": ("two words", "two things"),
         "short chosen": ("word", "two words"),
         "short rejected": ("two words", "word"),
         "prefix": ("two words", "two words more"),
@@ -194,9 +195,9 @@ def test_an_oddity_is_marked_where_more_pairs_have_it_than_is_usual(name):
     }
     tolerated = ODDITIES[name].tolerated
     for count in (1, 11, 60):
-        pairs = [
-            Pair("Tell me about", *(odd[name] if i < count else ("a word", "the thing")), i + 1) for i in range(1000)
-        ]
+        asked = " " if name == "empty prompt" else "Tell me about"
+        pairs = [Pair(asked, *odd[name], i + 1) for i in range(count)]
+        pairs += [Pair("Tell me about", "a word", "the thing", i + 1) for i in range(count, 1000)]
         lines = lines_of(pairs)
         assert lines[name].figures == {"pairs": count, "rows": list(range(1, count + 1))}
         assert lines[name].text.startswith("1 pair with " if count == 1 else f"{count} pairs with ")
