@@ -78,6 +78,18 @@ def asked_in(row: Any, number: int, where: str) -> Pair:
     return pair_of({"chosen": "", **row}, number, where, OneFormat("chat" if is_chat else ""))
 
 
+def asks_alone(row: Any) -> bool:
+    """Whether a row asks something and has no answers: a prompt can be read of it, and no pair."""
+    try:
+        pair_of(row, 0, "")
+    except NoPair:
+        return False
+    except UserError:
+        with suppress(UserError):
+            return asked_in(row, 0, "")[1:3] == ("", None)
+    return False
+
+
 def row_with(row: dict, prompt: str, new: dict) -> dict | None:
     """A row with the answers (and margin) `new`, and its other fields as far as it is still read as just that pair; None
     where no row would be."""

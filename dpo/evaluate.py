@@ -11,15 +11,16 @@ an LLM is named that judges (--judge): how often it prefers the trained model's 
 
 import json
 import sys
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from data.candidates import asks_alone
 from data.judge import JudgeFlags
-from data.onpolicy import every_prompt, held_out_of
+from data.onpolicy import held_out_of
 from data.pairs import Pair, summary, write_rows
+from data.reading import stream_rows
 from dpo.answers import Answer, answer, differences, rates
 from dpo.by_token import by_token
 from dpo.examples import EMBEDDED, Examples, check_margins, open_examples
@@ -173,10 +174,8 @@ def score(policy: GPT, reference: GPT, examples: Examples, loss: Loss, world: Wo
 
 def prompts_alone(file: str, fraction: float) -> list[Pair] | None:
     """The held-out prompts of a file whose first row has no answer; None for pairs, and for what is neither."""
-    with suppress(UserError):  # which is said by who reads pairs
-        if file and not next((prompt.pair.chosen for prompt in every_prompt(file)), "none"):
-            return held_out_of(file, fraction)
-    return None
+    first = next(stream_rows(Path(file)), None) if file else None
+    return held_out_of(file, fraction) if first and asks_alone(first.value) else None
 
 
 def compare(

@@ -265,6 +265,38 @@ def test_prompts_without_answers_are_answered_and_nothing_is_said_of_pairs(run, 
     assert asked[-1] == "Once upon a time" and len(asked) == 8
 
 
+RATED = {"instruction": "Hi", "completions": [{"text": "Good day", "score": 7}, {"text": "Go away", "score": 2}]}
+
+
+@pytest.mark.parametrize(
+    "first", [RATED, {"prompt": "Hi", "chosen": "", "rejected": "Go away"}], ids=["rated", "empty"]
+)
+def test_pairs_are_told_from_prompts_by_what_a_pair_can_be_read_of(run, here, tmp_path, first):
+    """The first of these rows has its answers in fields that a row of a prompt may have too, or it is left out for its answer."""
+    kept = [{"prompt": f"Say {i}", "chosen": f"{i}!", "rejected": "no"} for i in range(3)]
+    rated = [{**RATED, "instruction": f"Say {i}"} for i in range(3)]
+    write_rows(tmp_path / "pairs.jsonl", [first, *(rated if first is RATED else kept)])
+    flags = [
+        "--policy",
+        run,
+        "--pairs",
+        tmp_path / "pairs.jsonl",
+        "--held-out",
+        1,
+        "--max-new",
+        4,
+        "--out",
+        tmp_path / "out",
+    ]
+    assert "margin" in here(*flags)[0] and (tmp_path / "out/tokens.jsonl").exists()
+
+
+def test_a_row_among_prompts_that_has_none_is_the_one_that_is_named(run, tmp_path):
+    write_rows(tmp_path / "prompts.jsonl", [{"prompt": "Hi"}, {"promt": "Ho"}])
+    done = call(ROOT / "dpo/evaluate.py", "--policy", run, "--pairs", tmp_path / "prompts.jsonl", code=2)
+    assert done.stderr.count("\n") == 1 and "prompts.jsonl, row 2" in done.stderr and "promt" in done.stderr
+
+
 def test_what_is_measured_on_other_data_leaves_the_runs_own_evaluation_alone(run, here, tmp_path):
     write_rows(tmp_path / "other.jsonl", preference_rows(9, seed=5))
     short = ["--policy", run, "--prompts", 1, "--max-new", 4]
