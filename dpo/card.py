@@ -25,13 +25,14 @@ A GPT-2 of {parameters:,} parameters, trained from {init} with the loss `{loss}`
 """
 
 
-def model_card(job: Job, settings: dict, folder: RunFolder) -> str:
-    """What a run made, from what and how, and its figures on held-out pairs."""
+def model_card(job: Job, settings: dict, folder: RunFolder, step: int) -> str:
+    """What a run made, from what and how, and its figures on held-out pairs. step: the one whose weights the model has."""
     flags, preference = job.flags, job.loss.needs_rejected
     facts = {
         "data": f"{Path(flags.pairs).name or EMBEDDED}: {len(job.train.ids):,} pairs, {len(job.held_out.ids):,} more held out",
         "beta": f"{job.loss.beta:g}" if job.loss.needs_reference else "",
         "steps": f"{job.steps:,} of {flags.batch} pairs, seed {flags.seed}",
+        "weights": f"of step {step:,}, the best on held-out pairs" if step < job.steps else "",
         "learning rate": f"{job.lr:g}, warmup {flags.warmup:g}, cosine",
         "adapters": f"rank {flags.lora}, merged into the weights" if flags.lora else "",
         "precision": settings["precision"],
@@ -46,7 +47,7 @@ def model_card(job: Job, settings: dict, folder: RunFolder) -> str:
         loss=str(job.loss),
         reference=f" against {_public(job.reference_origin)}" if job.loss.needs_reference else "",
         settings="\n".join(f"| {name} | {fact} |" for name, fact in facts.items() if fact),
-        figures=_figures(folder.held_out_metrics()),
+        figures=_figures([line for line in folder.held_out_metrics() if line["step"] <= step]),
     )
 
 

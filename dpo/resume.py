@@ -122,25 +122,34 @@ class SaveClock:
         return bool(spread(over, self.world))
 
 
-def export(job: Job, settings: dict, folder: RunFolder, policy: GPT, world: World) -> None:
-    """Write the model folder, and the adapter's; with --export best of the step that was best on held-out pairs."""
+def exported_step(job: Job, folder: RunFolder, policy: GPT, world: World) -> int:
+    """The step whose weights the model folder gets, and `policy` then has: the last one, or with --export best the one that
+    was best on held-out pairs. Says so where another than the last was."""
     best = on_main(lambda: str(best_checkpoint(folder.checkpoints, folder.held_out_losses()) or ""), world)
-    earlier = best if best and step_of(Path(best)) < job.steps else ""
-    if earlier and job.flags.export == "best":
-        load_checkpoint(Path(best), policy, None, world)
+    step = step_of(Path(best)) if best else job.steps
+    if step == job.steps:
+        return step
+    exported = job.flags.export == "best"
+    what = "exported" if exported else "--export best writes that one"
+    say(f"best     {best}, by the loss on held-out pairs; {what}", world)
+    if not exported:
+        return job.steps
+    load_checkpoint(Path(best), policy, None, world)
+    return step
+
+
+def export(job: Job, settings: dict, folder: RunFolder, policy: GPT, step: int, world: World) -> None:
+    """Write the model folder, and the adapter's. step: the one whose weights the policy has."""
 
     def write() -> None:
         assert plain is not None  # the main process has it
         if job.flags.lora and not job.origin.startswith("random:"):  # whose base stands nowhere
             save_adapter(folder.adapter, plain, job.origin)
         # the model last: a run that has it is finished
-        save_gpt(folder.model, merged(plain), job.tokenizer, model_card(job, settings, folder))
+        save_gpt(folder.model, merged(plain), job.tokenizer, model_card(job, settings, folder, step))
 
     plain = _plain(policy, job, world)
     on_main(write, world)
-    if earlier:
-        exported = "exported" if job.flags.export == "best" else "--export best writes that one"
-        say(f"best     {earlier}, by the loss on held-out pairs; {exported}", world)
 
 
 def _plain(policy: GPT, job: Job, world: World) -> GPT | None:

@@ -119,7 +119,7 @@ def card(toy, tmp_path, monkeypatch):
         for line in logged:
             folder.log({"split": "held-out", **line})
         job = Job(parse(Flags, [str(word) for word in ("--pairs", toy / "pairs.jsonl", *flags)]))
-        return model_card(job, job.settings(World(0, 1, torch.device("cpu")), {}), folder)
+        return model_card(job, job.settings(World(0, 1, torch.device("cpu")), {}), folder, job.steps)
 
     return make
 

@@ -66,6 +66,21 @@ def test_export_best_writes_the_weights_of_the_best_step_and_the_run_goes_on_fro
     assert json.loads((again / "run.json").read_text())["flags"]["export"] == "best"
 
 
+def test_card_and_tokens_are_of_the_model_that_is_exported(toy, tmp_path):
+    flags = "--steps 6 --lr 1.0 --eval-every 1 --save-every 1 --grad-clip 0 --warmup 0.9 --export best --keep 9".split()
+    train(toy, *flags, "--out", tmp_path / "run")
+    held_out = {line["step"]: line for line in metrics(tmp_path / "run") if line["split"] == "held-out"}
+    best = min(range(1, 7), key=lambda step: held_out[step]["loss"])
+    assert best < 6 and held_out[best]["rewards/margins"] != pytest.approx(held_out[6]["rewards/margins"], rel=0.01)
+    card = (tmp_path / "run/model/README.md").read_text()
+    assert f"| weights | of step {best}, the best on held-out pairs |" in card
+    assert f"| held-out pairs | step 0 | step {best} |" in card
+    rows = [json.loads(line) for line in (tmp_path / "run/tokens.jsonl").read_text().splitlines()]
+    assert len(rows) == held_out[best]["pairs"]
+    margin = sum(row["rewards/margins"] for row in rows) / len(rows)
+    assert margin == pytest.approx(held_out[best]["rewards/margins"], rel=1e-3, abs=1e-4)
+
+
 def test_a_run_that_goes_on_with_other_numbers_of_the_reference_says_so(toy, tmp_path):
     run, cache = tmp_path / "run", tmp_path / "cache"
 
