@@ -37,9 +37,11 @@ from gpt.device import check_device
 from gpt.files import whole
 from gpt.generate import longest_answer
 from gpt.joining import join
+from gpt.launched import under_torchrun
 from gpt.model import GPT
 from gpt.optim import default_learning_rate
 from gpt.parallel import World
+from gpt.stopping import SIGNALS
 from gpt.tokenizer import Tokenizer
 from gpt.weights import fingerprint
 
@@ -95,6 +97,8 @@ class Ground(NamedTuple):
 
 
 def main(flags: Flags) -> int:
+    if under_torchrun():
+        raise UserError("dpo/compare.py runs alone, and trains in one process; start it without torchrun")
     check_range(flags, ("steps", "batch"), 1)
     check_range(flags, ("prompts", "lr"), 0)
     check_range(flags, ("seed",), 0, below=2**31)
@@ -204,12 +208,11 @@ def caption(flags: Flags, rows: list[Row], ground: Ground) -> str:
 @contextmanager
 def signals_as_before() -> Iterator[None]:
     """Training listens to signals in its own way; afterwards Ctrl+C is what it was."""
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    before = [signal.getsignal(number) for number in numbers]
+    before = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         yield
     finally:
-        for number, handler in zip(numbers, before):
+        for number, handler in before.items():
             signal.signal(number, handler)
 
 

@@ -24,10 +24,10 @@ from gpt.sampling import Sampling
 
 
 class Divergence(NamedTuple):
-    """An estimate in nats, and the standard error of it."""
+    """An estimate in nats, and the standard error of it, which one answer alone does not tell."""
 
     mean: float
-    error: float
+    error: float | None
 
 
 def sampled_kl(
@@ -39,7 +39,8 @@ def sampled_kl(
     is of those tokens only, and low. A prompt too long for the context loses its beginning.
     """
     ratios = log_ratios(policy, reference, sampled(policy, prompts, max_new, end_of_text, seed), way).double()
-    return Divergence(float(ratios.mean()), float(ratios.std() / len(ratios) ** 0.5))
+    error = float(ratios.std() / len(ratios) ** 0.5) if len(ratios) > 1 else None
+    return Divergence(float(ratios.mean()), error)
 
 
 def sampled(model: GPT, prompts: Sequence[list[int]], max_new: int, end_of_text: int, seed: int) -> list[Ids]:

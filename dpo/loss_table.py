@@ -13,7 +13,7 @@ def table(found: dict[str, dict[str, float]]) -> list[str]:
             f"`{model}`" if model != "the start" else model,
             *(f"{one[name]:.2f}" if name == "length" else f"{one[name]:.3f}" for name in names),
             f"{one['accuracy']:.3f}",
-            f"{one['kl']:.2f} ± {one['kl standard error']:.2f}",
+            f"{one['kl']:.2f}" + ("" if (error := one["kl standard error"]) is None else f" ± {error:.2f}"),
             f"{round(one['chosen'], 2) + 0.0:+.2f}".replace("-", "\N{MINUS SIGN}"),
         ])  # fmt: skip
     return [f"| {' | '.join(row)} |" for row in cells]

@@ -238,9 +238,13 @@ def training_words(flags: Flags, number: int, policy: str, folder: Path) -> list
     """The flags of dpo/train.py for a round. What the rounds decide stands last, and so counts."""
     given = {name: getattr(flags, name) for name in ("loss", "beta", "lr", "batch", "epochs", "device")}
     words = [f"--{name}={value}" for name, value in given.items() if value is not None]
+    try:
+        asked = shlex.split(flags.train)
+    except ValueError as error:  # a quote that is not closed
+        raise UserError(f"--train {flags.train!r} cannot be read: {error}") from None
     own = {"pairs": folder / "pairs.jsonl", "init": policy, "out": folder / "run", "seed": flags.seed + number}
     own |= {"reference": "", "held-out": 0, "eval-every": 0}
-    return [*words, *shlex.split(flags.train), *(f"--{name}={value}" for name, value in own.items()), "--resume"]
+    return [*words, *asked, *(f"--{name}={value}" for name, value in own.items()), "--resume"]
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ from gpt.tokenizer import SPLIT, Tokenizer
 from gpt.vocabulary import END_OF_TEXT
 from gpt.waiting import waiting
 
-FORMAT = 3  # raised when the columns change, or what reading and encoding make of a file
+FORMAT = 4  # raised when the columns change, or what reading and encoding make of a file
 CHUNK = 1000  # pairs that are tokenized and written at once
 KEPT = 8  # stores in the cache; of more, those go that were not used for longest
 # The type of tokens is the vocabulary's

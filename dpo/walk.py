@@ -145,8 +145,10 @@ def the_loss(walk: Walk) -> Iterator[str]:
         yield from folded(f"{term.name:14}", formula)
         yield from folded(f"{'':14}", str(term) if term.modifiers else with_numbers(formula, term, walk.scores))
         yield f"{'':12}= {of(float(term(walk.scores)))}"
-    if len(walk.loss.terms) > 1 or "sft" in [term.name for term in walk.loss.terms]:
-        yield f"in all, sft divided by the {len(walk.ids.chosen)} tokens of the chosen answer: {of(walk.value)}"
+    by_token = f", sft divided by the {len(walk.ids.chosen)} tokens of the chosen answer"
+    has_sft = "sft" in [term.name for term in walk.loss.terms]
+    if len(walk.loss.terms) > 1 or has_sft:
+        yield f"in all{by_token if has_sft else ''}: {of(walk.value)}"
     if "loss" in walk.plain:
         yield f"plain path, compute_dpo_loss: {of(walk.plain['loss'])}"
 

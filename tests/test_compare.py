@@ -19,6 +19,7 @@ from dpo.loss_table import table
 from dpo.order import Limit
 from gpt.command import UserError
 from gpt.parallel import World
+from gpt.stopping import StopSignal
 from tests.processes import ENVIRONMENT, ROOT, call
 from tests.processes import command as words
 
@@ -65,6 +66,13 @@ def test_a_model_does_not_diverge_from_itself(make_gpt, random_ids):
     model = make_gpt()
     prompts = [ids.prompt for ids in random_ids(5)]
     assert sampled_kl(model, model, prompts, 8, 0, WAY) == (0.0, 0.0)
+
+
+def test_one_answer_alone_has_no_standard_error(make_gpt, random_ids):
+    (ids,) = random_ids(1)
+    assert sampled_kl(make_gpt(1), make_gpt(2), [ids.prompt], 8, 0, WAY).error is None
+    one = {"stopped": 1.0, "length": 2.0, "accuracy": 0.5, "kl": 0.25, "kl standard error": None, "chosen": -1.5}
+    assert "| 0.500 | 0.25 |" in table({"the start": one})[-1]
 
 
 def test_answers_are_drawn_to_each_prompt_by_its_place_and_the_seed(make_gpt, random_ids):
@@ -176,6 +184,21 @@ def test_rows_without_known_answers_have_no_rates_of_manner():
         "| --- | ---: | ---: | ---: | ---: | ---: |",
         "| the start | 1.000 | 2.00 | 0.500 | 0.25 ± 0.12 | \N{MINUS SIGN}1.50 |",
     ]
+
+
+def test_under_torchrun_it_says_how_it_is_started():
+    environment = {"TORCHELASTIC_RUN_ID": "x", "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    done = call(ROOT / "dpo/compare.py", code=2, **environment)
+    assert done.stderr.count("\n") == 1 and "runs alone" in done.stderr
+
+
+def test_what_training_does_with_signals_is_over_with_it(signals):
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    with command.signals_as_before():
+        StopSignal(ONE)
+        assert all(signal.getsignal(number) != was for number, was in zip(numbers, before))
+    assert [signal.getsignal(number) for number in numbers] == before
 
 
 @pytest.mark.slow

@@ -332,6 +332,11 @@ def test_under_torchrun_it_says_how_it_is_started():
     assert "dpo/online.py runs alone; N=4 ./launch.sh online" in done.stderr
 
 
+def test_words_for_training_that_a_shell_could_not_read_are_named():
+    with pytest.raises(UserError, match="--train '--lora \"8' cannot be read: No closing quotation"):
+        main(Flags(train='--lora "8'))
+
+
 @pytest.mark.slow
 def test_an_error_of_training_is_one_line_with_its_exit_code(toy, tmp_path):
     done = call(SCRIPT, *words(toy, tmp_path / "out", "--train=--lora 4000"), code=2, **ONE)

@@ -85,6 +85,17 @@ def test_a_loss_that_does_not_begin_at_ln_2_is_not_stuck_there_but_its_term_may_
     assert "loss/dpo" in signs.stuck(Metrics(lines))
 
 
+def test_a_loss_that_rises_from_ln_2_has_left_it():
+    assert "stuck" not in seen(with_values(dpo_lines(), loss=lambda line: LN_2 + line["step"] / 50))
+
+
+def test_an_accuracy_that_fell_again_is_not_said_to_be_as_good_at_the_end():
+    level = {0: 0.5, 20: 0.95, 40: 0.9, 60: 0.8}
+    lines = with_values(SHOWN["racing"], rewards__accuracies=lambda line: level.get(line["step"], 0.9))
+    assert "Accuracy was better at step 20 than at the end" in signs.racing(Metrics(lines))
+    assert "Accuracy was as good at step 20 as at the end" in signs.racing(Metrics(SHOWN["racing"]))
+
+
 def test_a_chosen_reward_that_falls_by_less_than_a_nat_or_a_twentieth_is_no_collapse():
     assert "collapsing" not in seen(dpo_lines(fall=lambda part: -0.09 * part))  # 0.9 nats of 10
     long = with_values(

@@ -89,6 +89,12 @@ def test_several_tasks_on_a_machine_are_refused(environment):
         this_place(environment)
 
 
+def test_without_scontrol_the_four_variables_are_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="scontrol.*cannot be run.*NNODES, NODE_RANK and MASTER_ADDR"):
+        this_place(STEP)
+
+
 def test_a_scontrol_that_says_nothing_is_named(tmp_path, monkeypatch):
     (tmp_path / "scontrol").write_text("#!/bin/sh\necho 'slurm_load: unreachable' >&2\nexit 1\n")
     (tmp_path / "scontrol").chmod(0o755)

@@ -212,6 +212,13 @@ def test_tokens_beyond_those_of_the_shorter_answer_are_pulled_at_by_ld_alpha_tim
     assert pull == pytest.approx([-0.05] * 6 + [-0.025] + [0.05] * 6)
 
 
+@pytest.mark.parametrize("spec, has_sft", [("dpo + 0.5*ipo", False), ("dpo + 0.5*sft", True), ("sft", True)])
+def test_of_sft_is_spoken_where_it_is_a_term(spec, has_sft, capsys):
+    walk.main(walk.Flags(stop=8, loss=spec))
+    out = capsys.readouterr().out
+    assert "in all" in out and ("sft divided" in out) == has_sft
+
+
 @pytest.mark.parametrize(
     "flags, expected",
     [

@@ -43,7 +43,7 @@ def stuck(metrics: Metrics) -> str:
         _, values = metrics.curve(name)
         if len(values) < ENOUGH or abs(values[0] - LN_2) > 0.001:
             continue
-        if (last := _ends(values)[1]) > LN_2 - 0.01:
+        if abs((last := _ends(values)[1]) - LN_2) < 0.01:
             return (
                 f"The {name} is {last:.4f} after {len(values)} steps, ln 2 still: nothing is learned. "
                 "The rate may be too low, or the two answers of a pair alike."
@@ -98,15 +98,16 @@ def _change(metrics: Metrics, name: str) -> Change | None:
 
 
 def racing(metrics: Metrics) -> str:
-    """The margin doubles on held-out pairs after accuracy has reached its end."""
+    """The margin doubles on held-out pairs after accuracy has reached its best."""
     steps, accuracy = metrics.curve("rewards/accuracies", "held-out")
     there, margins = metrics.curve("rewards/margins", "held-out")
     if len(accuracy) < 3 or steps != there:
         return ""
     reached = next(place for place, value in enumerate(accuracy) if value >= max(accuracy) - 0.005)
     if margins[reached] > 1 and margins[-1] > 2 * margins[reached]:
+        then = "better at step {} than" if accuracy[-1] < max(accuracy) - 0.005 else "as good at step {} as"
         return (
-            f"Accuracy was as good at step {steps[reached]} as at the end, but the margin went on from "
+            f"Accuracy was {then.format(steps[reached])} at the end, but the margin went on from "
             f"{margins[reached]:.3g} to {margins[-1]:.3g}: the policy moved away from the reference without ranking better."
         )
     return ""

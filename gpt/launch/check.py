@@ -70,7 +70,7 @@ def speed(world: World) -> str:
     """How fast gradients meet. All processes do the same number of rounds: as many as the main one has time for."""
     bucket = torch.zeros(BUCKET, device=world.device)
     seconds = min(timed(bucket, world) for _ in range(2))
-    rounds = int(spread(torch.tensor(min(ROUNDS, SECONDS / seconds), device=world.device), world)) or 1
+    rounds = int(spread(torch.tensor(float(min(ROUNDS, SECONDS / seconds)), device=world.device), world)) or 1
     seconds = sum(timed(bucket, world) for _ in range(rounds)) / rounds
     rate = BUCKET * 4 / seconds
     return f"{rate / 1e9:.3g} GB/s; a gradient of GPT-2 124M ({GRADIENT * 4 / 1e6:.0f} MB) takes {GRADIENT * 4 / rate:.3g} s"

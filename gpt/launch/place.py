@@ -74,9 +74,14 @@ def _from_slurm(environment: Mapping[str, str]) -> Place:
         )
     if count == 1:
         return Place()
-    shown = subprocess.run(
-        ["scontrol", "show", "hostnames", environment["SLURM_STEP_NODELIST"]], capture_output=True, text=True
-    )
+    command = ["scontrol", "show", "hostnames", environment["SLURM_STEP_NODELIST"]]
+    try:
+        shown = subprocess.run(command, capture_output=True, text=True)
+    except OSError as error:  # as in a container without Slurm's own commands
+        raise UserError(
+            f"scontrol, which names the machines of the job, cannot be run ({error.strerror}); set NNODES, NODE_RANK and "
+            "MASTER_ADDR on each of them"
+        ) from None
     if not shown.stdout.split():
         raise UserError(f"scontrol does not name the machines of the job: {shown.stderr.strip()}")
     port = 10_000 + int(environment["SLURM_JOB_ID"]) % 20_000  # so that two jobs on a machine do not meet
