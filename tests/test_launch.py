@@ -332,6 +332,7 @@ def test_training_starts_where_the_host_name_resolves_to_nothing(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_the_demo_makes_the_model_polite_without_making_it_wrong(tmp_path):
     started = time.monotonic()
     done = launch(cwd=tmp_path, timeout=900, OMP_NUM_THREADS=str(os.cpu_count()))

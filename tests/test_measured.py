@@ -112,6 +112,7 @@ def beside_the_seed(made: dict) -> tuple[float, dict[str, float]]:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_ours_is_as_much_faster_than_the_seeds_loop_as_was_measured(tmp_path, shared):
     times, peaks = beside_the_seed(like_this_machine("bench", "bf16"))
     flags = ["--systems", "ours,seed fp32", "--steps", 4, "--held-out", 0, "--out", tmp_path / "bench.json"]
@@ -124,6 +125,7 @@ def test_ours_is_as_much_faster_than_the_seeds_loop_as_was_measured(tmp_path, sh
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_sampling_is_as_much_faster_than_transformers_as_was_measured():
     made = like_this_machine("generation", "bf16")
     shown = made["printed"]["generation-bf16"] if "printed" in made else MADE["generation"]
@@ -136,6 +138,7 @@ def test_sampling_is_as_much_faster_than_transformers_as_was_measured():
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize(
     "script, flags", [("convert", ["--count", 20_000]), ("checking", ["--counts", 20_000, 40_000])]
 )
@@ -153,6 +156,7 @@ def test_rows_cost_what_was_measured(script, flags, shared):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_row_of_the_comparison_comes_out_again(tmp_path):
     before = record.read("compare")["figures"]["rows"]
     call(ROOT / "dpo/compare.py", "--losses", "apo_zero", "--out", tmp_path / "out", limit=1200)
