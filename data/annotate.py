@@ -19,13 +19,13 @@ from tqdm import tqdm
 from data.beside import beside, check_out
 from data.best_worst import UNREADABLE
 from data.candidates import FEWEST, Candidates, candidates, row_with
-from data.carry import are_one, line_of
+from data.carry import are_one
 from data.endpoint import Failed
 from data.failures import Failures
 from data.in_order import in_order
 from data.judge import DISAGREE, Judge, JudgeFlags, open_judge
 from data.llm import GROUP
-from data.pairs import Pair, teaches_nothing
+from data.pairs import Pair, line_of, teaches_nothing
 from data.questions import FIRST, TIE
 from data.reading import stream_rows
 from data.sides import text_hash

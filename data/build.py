@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tqdm import tqdm
 
 from data.annotate import Annotate, annotate
+from data.carry import check_apart
 from data.check import Check, check, report
 from data.convert import Convert, convert
 from data.onpolicy import OnPolicy, onpolicy
@@ -50,6 +51,8 @@ class Rules:
 def rules(flags: Rules) -> None:
     check_range(flags, ("count",), 1)
     check_range(flags, ("plain",), 0, most=1)
+    if flags.text:
+        check_apart(flags.text, flags.out, flag="--text", used="--out writes")
     rows = sft_rows(flags.count, flags.seed, flags.plain) if flags.sft else preference_rows(flags.count, flags.seed)
     if len(rows) < flags.count:
         print(f"the tasks have {len(rows):,} distinct prompts at this seed, fewer than the {flags.count:,} asked for")

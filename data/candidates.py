@@ -25,7 +25,7 @@ FEWEST = {"rewrite": 1, "judge": 2, "rank": 2}  # answers of a row, by what is d
 MOST = {"rewrite": 1, "judge": 2, "rank": 1000}
 STALE = frozenset({"margin", *SCORES, *(name for names in BOTH_SCORES for name in names)})  # said of other answers
 # Fields that say what the prompt is, or the answers, in some format
-READ = frozenset().union(*(format.fields for format in FORMATS.values())) - {"output", "family", "group"} | {"messages"}
+READ = frozenset().union(*(format.fields for format in FORMATS.values())) - {"output", "family", "group"}
 
 
 class Candidates(NamedTuple):

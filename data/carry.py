@@ -1,7 +1,8 @@
 """Rows from file to file as they are: each parsed row, all its fields in their order, as one line of JSONL.
 
-A number stays the number that it was; what may change is how it is written (1.10 becomes 1.1), as is the white space. A file
-is read once or twice, row by row; what is kept of a row meanwhile is a few numbers.
+A number stays the number that Python reads: 1.10 becomes 1.1, and of more digits than a float64 has the rest is lost. The white
+space may change. A file is read row by row, twice where only its end tells what stays; what is kept of a row meanwhile is a
+few numbers.
 
 There are two kinds of commands. `sample` and `mix` read rows, whatever they are, and keep them all. `split`, `dedupe` and
 `decontaminate` read pairs, and what `check` and the training of preferences leave out (an empty answer, two equal answers,
@@ -9,7 +10,6 @@ scores that are all the same), they leave out too and name its rows. So all of t
 write nothing is left out again; a row without a pair has no answers to be compared, and no side of a split.
 """
 
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data.formats import OneFormat
-from data.pairs import Pair, checked, nothing_left
+from data.pairs import Pair, checked, line_of, nothing_left
 from data.reading import Row, stream_rows
 from data.tally import Tally, summary
 from gpt.command import UserError
@@ -103,17 +103,6 @@ def written(out: str | Path) -> Iterator[Callable[[dict, str], object]]:
     else:
         with whole(out, binary=True) as file:
             yield lambda row, where: file.write(line_of(row, where))
-
-
-def line_of(row: dict, where: str) -> bytes:
-    """A row as a line of JSONL. `where` names it in the UserError for one that cannot be written."""
-    try:
-        try:
-            return (json.dumps(row, ensure_ascii=False) + "\n").encode()
-        except UnicodeEncodeError:  # half a surrogate pair, in a field that nobody reads, can stand as an escape only
-            return (json.dumps(row) + "\n").encode()
-    except RecursionError:
-        raise UserError(f"{where}: nested too deep to be written") from None
 
 
 def report(lines: Iterable[tuple[str, str]]) -> None:

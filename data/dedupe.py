@@ -49,13 +49,16 @@ def dedupe(flags: Dedupe) -> None:
             numbers.append(row.number)
             for column, key in zip((prompts, whole_pairs, mirrored), keys(pair, flags.near)):
                 column.append(key)
-    first = firsts(np.asarray(whole_pairs if flags.by == "pair" else prompts))
-    kept = first == np.arange(len(first))
-    against = contradictory(np.asarray(whole_pairs), np.asarray(mirrored), kept)
-    if flags.contradictions == "drop":
-        kept &= ~against
-        if not kept.any():
-            raise UserError(f"{flags.file}: no row is left, each contradicts another; see --contradictions keep")
+    first = firsts(np.asarray(whole_pairs))
+    place = np.arange(len(first))
+    against = contradictory(np.asarray(whole_pairs), np.asarray(mirrored), first == place)
+    out = against[first] & (flags.contradictions == "drop")
+    if flags.by == "prompt":  # the first that does not contradict another, where those go
+        left = np.flatnonzero(~out)
+        first[left] = left[firsts(np.asarray(prompts)[left])]
+    kept = (first == place) & ~out
+    if not kept.any():
+        raise UserError(f"{flags.file}: no row is left, each contradicts another; see --contradictions keep")
     wanted = np.array(are_pairs, bool)
     wanted[wanted] = kept
     with written(flags.out) as write:
@@ -63,12 +66,13 @@ def dedupe(flags: Dedupe) -> None:
             write(row.value, f"{flags.file}, row {row.number}")
 
     repeats, contradictions = Tally(), Tally()
-    for i in np.flatnonzero(first != np.arange(len(first))).tolist():
+    for i in np.flatnonzero(first != place).tolist():
         repeats.add(f"{numbers[i]} (as {numbers[int(first[i])]})")
     for i in np.flatnonzero(against).tolist():
         contradictions.add(numbers[i])
     what = f"with {'nearly ' * flags.near}the {flags.by} of one before"
-    done = "kept; --contradictions drop leaves them out" if flags.contradictions == "keep" else "left out"
+    stay = "kept" if flags.by == "pair" else "the first row of a prompt is kept"
+    done = f"{stay}; --contradictions drop leaves them out" if flags.contradictions == "keep" else "left out"
     lines = [
         ("read", f"{number_of(len(wanted))} from {flags.file}"),
         *left_out(dropped),

@@ -8,7 +8,7 @@ Here reward(answer) = w . features(answer), and the features are trivial: length
 only the difference x = features(chosen) - features(rejected) matters, the loss is -log sigmoid(w . x), and w is found in a
 few steps of Newton's method. There is no intercept: who swaps the answers must get the opposite.
 
-    chosen "Certainly! 5"   rejected "5"     x = {characters +1.25, exclamation marks +0.69, begins with 'Certainly!' +1, ...}
+    chosen "Certainly! 5"   rejected "5"     x = {characters +1.87, exclamation marks +0.69, begins with 'Certainly!' +1, ...}
 
 The weights are learned from one half of the prompts and asked about the other. What these few weights get right, a large
 model can get right for the same wrong reasons.

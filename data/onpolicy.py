@@ -24,7 +24,7 @@ from tqdm import tqdm
 from data.beside import beside, check_out
 from data.best_worst import HEAD, Prompt, no_pair, preferences, report
 from data.candidates import asked_in
-from data.carry import check_files
+from data.carry import check_apart, check_files
 from data.judge import JudgeFlags
 from data.pairs import Pair, pair_of, write_rows
 from data.reading import Row, stream_rows
@@ -40,6 +40,7 @@ from gpt.streaming import stops_at
 from gpt.tokenizer import Tokenizer
 from gpt.weights import fingerprint, open_folder
 
+BEGINNING = b'{"model"'  # of a file of answers
 LONGEST = 64  # tokens of an answer, where --max-new does not say
 
 
@@ -90,7 +91,9 @@ class OnPolicy(SamplingFlags):
 def onpolicy(flags: OnPolicy) -> int:
     flags.check()
     out = check_out(flags.out)
-    check_files(out, *filter(None, [flags.pairs]))
+    if flags.pairs:
+        check_files(out, flags.pairs)
+        check_apart(beside(out, "answers"), flags.pairs, flag="--out", used="is read")
     prompts, left = prompts_of(flags)
     score = parse_score(flags.score, How(flags, beside(out, "replies"), flags.device))
     score([prompt.pair for prompt in prompts], [[]] * len(prompts))  # what it cannot score is said now
@@ -212,6 +215,9 @@ def kept_answers(path: Path, file: IO[bytes], key: dict) -> dict[str, list[Answe
     file: the same, opened to append. Half a line, which a process that was killed may have left, is cut off.
     """
     lines = path.read_bytes().splitlines(keepends=True)
+    strange = UserError(f"{path} is no file of answers; remove it, or name another --out")
+    if lines and lines[0][: len(BEGINNING)] != BEGINNING[: len(lines[0])]:
+        raise strange
     if lines and not lines[-1].endswith(b"\n"):
         file.truncate(sum(map(len, lines[:-1])))
         lines.pop()
@@ -228,7 +234,7 @@ def kept_answers(path: Path, file: IO[bytes], key: dict) -> dict[str, list[Answe
             ]
         differ = [name for name in key if before.get(name) != key[name]]
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        raise UserError(f"{path} is no file of answers; remove it, or name another --out") from None
+        raise strange from None
     if differ:
         raise UserError(
             f"{path} has answers by another {', '.join(differ)}; remove it, give the same as then, or name another --out"

@@ -161,6 +161,17 @@ def pair_of(row: Any, number: int, where: str, format: OneFormat | None = None) 
 
 def write_rows(path: str | Path, rows: Iterable[dict]) -> None:
     """Write JSONL. The file is whole or as it was."""
-    with whole(path) as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    with whole(path, binary=True) as file:
+        for number, row in enumerate(rows, 1):
+            file.write(line_of(row, f"row {number} of {path}"))
+
+
+def line_of(row: dict, where: str) -> bytes:
+    """A row as a line of JSONL. `where` names it in the UserError for one that cannot be written."""
+    try:
+        try:
+            return (json.dumps(row, ensure_ascii=False) + "\n").encode()
+        except UnicodeEncodeError:  # half a surrogate pair, in a field that nobody reads, can stand as an escape only
+            return (json.dumps(row) + "\n").encode()
+    except RecursionError:
+        raise UserError(f"{where}: nested too deep to be written") from None

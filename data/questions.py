@@ -117,7 +117,9 @@ def request_in(prompt: str) -> str:
         head, *found = marks.split(prompt)  # then who speaks, what, who speaks, what
         said = [(SPEAKERS[who], text) for who, text in zip(found[::2], found[1::2])]
         if len(said) > 1 and said[0][0] == "User" and said.pop() in (("Assistant", ""), ("Assistant", "\n")):
-            system = "" if head.startswith(PREAMBLE.partition(".")[0]) else head.strip()
+            system = (
+                "" if head.startswith(PREAMBLE.partition(".")[0]) else head.strip().removeprefix("System:").lstrip()
+            )
             break
     else:
         return prompt

@@ -1,6 +1,6 @@
 """Which pairs are held out: a hash of their group decides, so that no prompt is on both sides.
 
-group     "sum: 2 + 3" -> SHA-256 -> 0.0712...      below --held-out: held out, whatever else is in the file
+group     "sum: 9 + 1" -> SHA-256 -> 0.0380...      below --held-out: held out, whatever else is in the file
 """
 
 import hashlib

@@ -75,13 +75,14 @@ def dialogue_prompt(turns: Sequence[Turn], system: str, what: str, where: str) -
     Turns of user and assistant alternate and the last is a user's; only the first may be a system message. Raises
     UserError, which calls the turns `what`, for any others.
     """
-    turns = list(turns)
+    turns, start = list(turns), 1
     if turns and turns[0].role == "system":
+        start = 2
         own = turns.pop(0).content
         if system.strip() and own.strip() and own != system:
             raise UserError(f"{where}: {what} begins with a system message, and field 'system' has another; keep one")
         system = own if own.strip() else system
-    for place, (one, other) in enumerate(zip(turns, turns[1:]), 1):
+    for place, (one, other) in enumerate(zip(turns, turns[1:]), start):
         if one.role == other.role:
             raise UserError(
                 f"{where}: {what} has two turns of the {one.role} in a row ({place} and {place + 1}); "

@@ -91,6 +91,7 @@ BAD = [
     ("out is a folder", ["rules", "--count", 9, "--out", "folder"], "folder"),
     ("out is this folder", ["rules", "--count", 9, "--out", "."], "error: "),
     ("out is below a file", ["rules", "--count", 9, "--out", "good.jsonl/new.jsonl"], "good.jsonl"),
+    ("text is the pairs' file", ["rules", "--count", 9, "--out", "x.jsonl", "--text", "./x.jsonl"], "--out writes"),
     ("text is below a file", ["rules", "--count", 9, "--out", "-", "--text", "good.jsonl/text.txt"], "text.txt"),
     ("held out more than all", ["check", "good.jsonl", "--held-out", 3], "--held-out"),
     ("no length", ["check", "good.jsonl", "--max-length", -1], "--max-length"),

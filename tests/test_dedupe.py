@@ -30,19 +30,27 @@ def key(row: dict, near: bool, by: str) -> tuple:
 
 def by_a_loop(given_rows: list[dict], near: bool, by: str, drop: bool) -> tuple[list[dict], int, int]:
     """(rows that stay, how many repeat, how many contradict)."""
-    seen, kept = [], []
-    for row in given_rows:
-        if key(row, near, by) not in seen:
-            seen.append(key(row, near, by))
-            kept.append(row)
 
     def contradicts(row: dict) -> bool:
         prompt, chosen, rejected = key(row, near, "pair")
-        return chosen != rejected and any(key(other, near, "pair") == (prompt, rejected, chosen) for other in kept)
+        mirror = prompt, rejected, chosen
+        return chosen != rejected and any(key(other, near, "pair") == mirror for other in given_rows)
 
-    against = [row for row in kept if contradicts(row)]
-    stay = [row for row in kept if not (drop and contradicts(row))]
-    return stay, len(given_rows) - len(kept), len(against)
+    seen, kept, against, repeats = [], [], [], 0
+    for row in given_rows:
+        if contradicts(row) and key(row, near, "pair") not in against:
+            against.append(key(row, near, "pair"))
+            if drop:
+                continue
+        elif drop and contradicts(row):
+            repeats += 1
+            continue
+        if key(row, near, by) in seen:
+            repeats += 1
+        else:
+            seen.append(key(row, near, by))
+            kept.append(row)
+    return kept, repeats, len(against)
 
 
 @given(
@@ -112,6 +120,26 @@ def test_the_template_of_an_instruction_makes_no_difference_to_near(tmp_path):
     write(tmp_path / "in.jsonl", [row | {"prompt": prompt} for prompt in prompts])
     said = lines(shape(tmp_path, "dedupe", "in.jsonl", "--near", "--out", "-"))
     assert said["repeats"] == "1 row with nearly the pair of one before: row 2 (as 1)"
+
+
+def test_of_a_prompt_whose_pairs_contradict_each_other_the_first_that_does_not_stays(tmp_path):
+    pairs = [
+        ("p", "one", "two"),
+        ("p", "two", "one"),
+        ("q", "three", "four"),
+        ("p", "five", "six"),
+        ("p", "six", "seven"),
+    ]
+    write(tmp_path / "in.jsonl", [dict(zip(("prompt", "chosen", "rejected"), pair)) for pair in pairs])
+    flags = ["dedupe", "in.jsonl", "--by", "prompt", "--out", "out.jsonl"]
+    said = lines(shape(tmp_path, *flags))
+    assert [row["chosen"] for row in read(tmp_path / "out.jsonl")] == ["one", "three"]
+    assert said["contradictions"].endswith(
+        "rows 1, 2; the first row of a prompt is kept; --contradictions drop leaves them out"
+    )
+    said = lines(shape(tmp_path, *flags, "--contradictions", "drop"))
+    assert [row["chosen"] for row in read(tmp_path / "out.jsonl")] == ["three", "five"]
+    assert said["contradictions"].endswith("rows 1, 2; left out") and said["repeats"].endswith("row 5 (as 4)")
 
 
 def test_contradictions_are_said_and_dropped_on_demand(tmp_path):

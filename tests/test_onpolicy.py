@@ -272,7 +272,15 @@ def test_answers_by_other_flags_are_not_taken_for_these_nor_overwritten(toy, ope
 
 
 @pytest.mark.parametrize(
-    "text", ["[]\n", "nothing\n", '{"model": 1}\n{"prompt": 5}\n', '{"model": 1}\n[' + "[" * 99_999 + "\n"]
+    "text",
+    [
+        "[]\n",
+        "nothing\n",
+        '[{"prompt": "a"}, {"prompt": "b"}]',
+        '{"prompt": "a"}\n{"prompt": "b"}',
+        '{"model": 1}\n{"prompt": 5}\n',
+        '{"model": 1}\n[' + "[" * 99_999 + "\n",
+    ],
 )
 def test_what_is_no_file_of_answers_is_said_and_left_alone(toy, opened, tmp_path, text):
     file = tmp_path / "answers.jsonl"
@@ -280,6 +288,18 @@ def test_what_is_no_file_of_answers_is_said_and_left_alone(toy, opened, tmp_path
     with pytest.raises(UserError, match="answers.jsonl is no file of answers"):
         sampled(*opened, prompts_of(flags_of(toy))[0], flags_of(toy), file)
     assert file.read_text() == text
+
+
+def test_the_file_of_answers_is_not_that_of_the_prompts(toy, tmp_path):
+    write_rows(tmp_path / "q.answers.jsonl", [{"prompt": "a"}])
+    with pytest.raises(UserError, match="q.answers.jsonl, which is read"):
+        onpolicy(OnPolicy(pairs=str(tmp_path / "q.answers.jsonl"), model=str(toy), out=str(tmp_path / "q.jsonl")))
+
+
+def test_half_a_letter_in_a_field_that_nobody_reads_is_written_as_it_came(tmp_path):
+    write_rows(tmp_path / "pairs.jsonl", [{"prompt": "é", "chosen": "a"}, {"prompt": "b", "input": "\ud800"}])
+    first, second = (tmp_path / "pairs.jsonl").read_text().splitlines()
+    assert "é" in first and json.loads(second) == {"prompt": "b", "input": "\ud800"}
 
 
 def test_two_that_write_the_same_answers_are_kept_apart(toy, opened, tmp_path):

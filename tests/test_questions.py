@@ -240,6 +240,7 @@ def test_a_dialogue_is_asked_about_as_one_without_its_template(turns, system):
             "User: Hi\n\nAssistant: Hello\n\nUser: So?",
         ),
         ("Be brief.\n\nHuman: Hi\n\nAssistant:", "System: Be brief.\n\nUser: Hi"),
+        ("System: Be brief.\n\nHuman: Hi\n\nAssistant:", "System: Be brief.\n\nUser: Hi"),
         # nobody's template: taken as it is
         (" 2 + 3 =", " 2 + 3 ="),
         ("", ""),

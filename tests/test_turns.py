@@ -70,6 +70,7 @@ REFUSED = [
     ([("system", "S")], "found none"),
     ([("user", "a"), ("assistant", "b")], "found an assistant's"),
     ([("user", "a"), ("user", "b")], "two turns of the user in a row (1 and 2)"),
+    ([("system", "S"), ("user", "a"), ("user", "b")], "two turns of the user in a row (2 and 3)"),
     (
         [("user", "a"), ("assistant", "b"), ("assistant", "c"), ("user", "d")],
         "two turns of the assistant in a row (2 and 3)",
