@@ -21,6 +21,7 @@ from data.characters import CONTROL, INVISIBLE, TURN, is_word, script, special_t
 from data.features import MOST, Sample, Separability, look, separability
 from data.normal import NEARLY, normalized, normalized_prompt
 from data.pairs import Pair
+from data.questions import request_in
 from data.sides import Groups, firsts, text_hash
 from data.tally import Tally
 from data.turns import instruction_in
@@ -169,7 +170,7 @@ def oddities(pair: Pair, alike: bool) -> Iterator[str]:
     whole = "\n".join((prompt, *answers))
     if rejected is None:
         yield "one answer"
-    if not (prompt if (instruction := instruction_in(prompt)) is None else instruction).strip():
+    if not request_in(prompt).strip():
         yield "empty prompt"
     if is_word(chosen):
         yield "short chosen"

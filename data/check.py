@@ -41,7 +41,9 @@ class Check:
     model: str = flag("", "model folder whose vocabulary counts the tokens; empty: the embedded one; gpt2: GPT-2's")
     held_out: float = flag(0.1, "fraction of the prompts to hold out")
     max_length: int = flag(None, "tokens of prompt and longer answer that fit; unset: the model's context, else 1024")
-    sample: int = flag(0, "count the tokens of so many pairs only, chosen by a hash: quicker; 0: of all")
+    sample: int = flag(
+        0, "count the tokens of so many pairs only, and look whether those can be told apart: quicker; 0: of all"
+    )
     json: str = flag("", "also write all figures to this JSON file")
     picture: str = flag("", "also draw the lengths; the file's ending says what kind: png, svg or pdf")
 

@@ -166,7 +166,7 @@ def _tokens(census: Census, max_length: int) -> list[Line]:
     """Lengths, those that do not fit, and whether the longer answer is the better one."""
     lines, (rows, lengths) = [], census.measured()  # (pairs,), (pairs, 3)
     if len(lengths) < len(census):
-        text = f"tokens and what is told of them are of {len(lengths):,} pairs, chosen by a hash; all else is of every pair"
+        text = f"tokens, what is told of them, and 'separable' are of {len(lengths):,} pairs, chosen by a hash; all else of all"
         lines.append(Line("sample", text, {"pairs": len(lengths)}))
     for name, side in zip(("prompt", "chosen", "rejected"), lengths.T):
         if (side := side[side > 0]).size:

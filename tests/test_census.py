@@ -169,6 +169,7 @@ ODD = [
     (("", "It is wide.", "It is wet."), {"empty prompt"}),
     ((" \n", "It is wide.", "It is wet."), {"empty prompt"}),
     ((instruction_prompt(""), "It is wide.", "It is wet."), {"empty prompt"}),
+    (("\n\nHuman: \n\nAssistant:", "It is wide.", "It is wet."), {"empty prompt"}),
     ((instruction_prompt("", "the sea"), "It is wide.", "It is wet."), set()),
 ]
 

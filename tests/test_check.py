@@ -111,7 +111,7 @@ def test_the_command_says_what_the_function_says(pairs, tokenizer, tmp_path, cap
 def test_a_sample_is_announced_and_json_has_the_figures_of_every_line(pairs, tmp_path, capsys):
     check(Check(str(pairs), sample=30, json=str(tmp_path / "check.json")))
     lines, figures = said(capsys.readouterr().out), json.loads((tmp_path / "check.json").read_text())
-    assert lines["sample"].startswith("tokens and what is told of them are of 30 pairs, chosen by a hash")
+    assert lines["sample"].startswith("tokens, what is told of them, and 'separable' are of 30 pairs, chosen by a hash")
     assert list(figures) == [name for name in lines if name != "in all"]
     assert figures["pairs"]["count"] == 120 and figures["sample"] == {"pairs": 30, "marks": []}
     assert all("marks" in line for line in figures.values())
