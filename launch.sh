@@ -131,6 +131,8 @@ demo() {
 
 scratch() {
     setup report,hub
+    case " $* " in *" --help "* | *" -h "*) exec "$python" "$root/dpo/train.py" --help ;; esac
+    "$python" "$root/dpo/train.py" --dry-run --init random:tiny --loss "$loss" "$@" || exit $? # said before minutes of SFT
     local out
     out=runs/scratch-$(date +%Y%m%d-%H%M%S)
     "$python" "$root/data/build.py" rules --sft --count 40000 --out "$out/sft.jsonl"
@@ -147,6 +149,7 @@ compare() {
 online() {
     setup report,hub
     case " $* " in *" --init"* | *" --resume "* | *" --help "* | *" -h "*) exec "$python" "$root/dpo/online.py" "$@" ;; esac
+    "$python" "$root/dpo/online.py" --dry-run "$@" || exit $? # what is wrong with the flags is said before minutes of training
     local out
     out=runs/online-$(date +%Y%m%d-%H%M%S)
     # a start that dpo alone made polite and often wrong, see "What to expect" in README.md
@@ -158,7 +161,7 @@ run_tests() {
     local extras=test
     [ "${1:-}" != --all ] || extras=test,fabric,tensorboard,wandb
     setup "$extras"
-    "$python" -c 'import pytest, hypothesis, transformers, peft, ruff, mypy' 2>/dev/null || {
+    "$python" -c 'import pytest, xdist, hypothesis, transformers, peft, ruff, mypy' 2>/dev/null || {
         echo "error: the active environment has torch but not the test extra; pip install -c constraints.txt -e '.[test]', or deactivate it" >&2
         exit 2
     }
@@ -175,10 +178,16 @@ run_tests() {
         [ $# = 0 ] || exec "$python" -m pytest "$@"
         local code=0 # most of it starts processes and waits for them: two at a time take half as long
         OMP_NUM_THREADS=1 "$python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not alone" || code=$?
+        [ $code -le 1 ] || exit $code # by Ctrl+C, for one
         "$python" -m pytest -m alone || code=$?
         exit $code
     fi
     exec "$python" -m pytest -m "not slow" "$@"
+}
+
+torture() {
+    setup test
+    exec "$python" "$root/tests/torture/run.py" "$@"
 }
 
 bench() {
@@ -214,7 +223,7 @@ case ${1:-} in
     compare) shift && compare "$@" ;;
     online) shift && online "$@" ;;
     test) shift && run_tests "$@" ;;
-    torture) shift && setup test && exec "$python" "$root/tests/torture/run.py" "$@" ;;
+    torture) shift && torture "$@" ;;
     bench) shift && bench "$@" ;;
     *) echo "error: there is no command '$1'; ./launch.sh --help lists them" >&2 && exit 2 ;;
 esac

@@ -52,7 +52,7 @@ from gpt.untrusted import shown
 from gpt.weights import fingerprint, model_folder
 
 # May be others on --resume: where and how patiently an LLM is asked is no part of what it says
-FREE = ("out", "resume", "rounds", "device", "max_tokens", "tries", *(f.name for f in fields(LLMFlags)))
+FREE = ("out", "resume", "rounds", "dry_run", "device", "max_tokens", "tries", *(f.name for f in fields(LLMFlags)))
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ class Flags(SamplingFlags):
         "rounds",
     )
     resume: bool = flag(False, "go on with --out where it was left, by the flags that it was begun with", "rounds")
+    dry_run: bool = flag(False, "check flags, prompts and score, and stop", "rounds")
     loss: str = flag("dpo + 1.0*sft", "a loss of dpo/train.py", "training")
     beta: float = flag(None, "for every loss that takes one; unset: each loss's own", "training")
     lr: float = flag(None, "peak rate of each round; unset: dpo/train.py's for preferences", "training")
@@ -115,6 +116,8 @@ def main(flags: Flags) -> int:
         )
     for pairs in (held_out, asked):
         score(pairs, [[]] * len(pairs))  # what it cannot score is said now
+    if flags.dry_run:
+        return 0
     with join(flags.device) as world, out.held():
         stop = StopSignal(world)
         try:

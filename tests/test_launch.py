@@ -65,6 +65,7 @@ def test_train_with_two_processes_works_from_any_folder(tmp_path):
         (["--beta", "0"], "beta is 0"),
         (["--pairs", "no.json"], "no.json does not exist"),
         (["--stepz", "3"], "did you mean --steps?"),
+        (["--out"], "--out: expected one argument"),
     ],
 )
 def test_a_user_error_is_one_line_and_code_2(flags, expected):
@@ -368,6 +369,16 @@ def test_online_has_flags_of_its_own_and_makes_no_start_where_one_is_named():
     assert "--rounds" in launch("online", "--help").stdout
     done = launch("online", "--init", "no/model", "--rounds", "0", code=2)
     assert done.stderr.count("\n") == 1 and "--rounds is 0" in done.stderr
+
+
+@pytest.mark.parametrize("words", [("online", "--score", "none"), ("online", "--round", "3"), ("scratch", "--bogus")])
+def test_wrong_flags_are_said_before_minutes_of_training(words, tmp_path):
+    done = launch(*words, cwd=tmp_path, code=2)
+    assert done.stderr.count("\n") == 1 and not done.stdout and not list(tmp_path.iterdir())
+
+
+def test_help_of_scratch_trains_nothing(tmp_path):
+    assert "--loss" in launch("scratch", "--help", cwd=tmp_path).stdout and not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

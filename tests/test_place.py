@@ -64,6 +64,12 @@ def test_a_step_of_slurm_on_two_machines(scontrol):
     assert this_place(STEP | {"SLURM_JOB_ID": "123458"}).port == this_place(STEP).port + 1
 
 
+def test_an_empty_variable_is_one_that_is_not_set(scontrol):
+    empty = dict.fromkeys(("NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT"), "")
+    assert this_place(STEP | empty) == this_place(STEP) and this_place(STEP).count == 2
+    assert this_place(empty | {"SLURM_STEP_ID": ""}) == this_place({})
+
+
 def test_variables_win_over_slurm():
     assert this_place(STEP | TWO) == this_place(TWO)
 

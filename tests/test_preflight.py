@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,7 +21,8 @@ from gpt.launch.call_in import call_in
 from gpt.launch.knock import GREETING
 from gpt.launch.network import interfaces
 from gpt.launch.nodes import Node, Refused, disagreements, named, read_node
-from gpt.launch.roll_call import hold
+from gpt.launch.roll_call import STRANGERS as OTHERS
+from gpt.launch.roll_call import Host, hold
 from tests.namespaces import machines
 from tests.processes import ENVIRONMENT, ROOT
 
@@ -621,6 +622,23 @@ def _bound() -> socket.socket:
     bound = socket.socket()
     bound.bind(("127.0.0.1", 0))
     return bound
+
+
+def test_a_stranger_who_speaks_as_it_is_thrown_out_ends_nothing():
+    notes: list[str] = []
+    with Host(bound := _bound(), OWN, notes.append) as host, ExitStack() as stack:
+        crowd = []
+
+        def come() -> None:
+            crowd.append(stack.enter_context(socket.create_connection(bound.getsockname())))
+
+        while len(host.guests) < OWN.nodes + OTHERS:
+            come()
+            host.attend(5)
+        come()  # one too many
+        crowd[0].sendall(b"GET / HTTP/1.1\r\n\r\n")  # both before anyone is attended to
+        host.attend(5)
+        assert len(host.guests) == OWN.nodes + OTHERS and len(notes) == 1
 
 
 def test_disagreements_are_told_by_node_and_host():

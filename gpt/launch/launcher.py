@@ -159,7 +159,7 @@ def identity(script: str, flags: list[str]) -> str:
 def given(flags: list[str], name: str) -> str:
     """The value that follows the flag `name`, "" where it is not there."""
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument(name, dest="value", default="")
+    parser.add_argument(name, dest="value", nargs="?", default="", const="")  # a missing one is for the script to name
     return parser.parse_known_args(flags)[0].value
 
 

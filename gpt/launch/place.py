@@ -31,11 +31,11 @@ def this_place(environment: Mapping[str, str]) -> Place:
 
     Raises UserError for a variable that is missing or makes no sense.
     """
-    if "NNODES" in environment:
+    if environment.get("NNODES"):
         return _from_variables(environment)
-    if "NODE_RANK" in environment:
+    if environment.get("NODE_RANK"):
         raise UserError("NODE_RANK is set, but NNODES, the number of machines, is not; set both or none")
-    if 0 <= int(environment.get("SLURM_STEP_ID", -1)) < RESERVED_STEPS:
+    if 0 <= int(environment.get("SLURM_STEP_ID") or -1) < RESERVED_STEPS:
         return _from_slurm(environment)
     return Place()
 

@@ -82,6 +82,8 @@ class Host:
         for key, _ in self.selector.select(seconds):
             if key.data is None:
                 self._welcome()
+            elif key.data not in self.guests:  # whom another of these events has thrown out
+                continue
             elif not key.data.listen():
                 self._dismiss(key.data)
             elif key.data.node:
@@ -91,7 +93,7 @@ class Host:
         with suppress(OSError):
             guest = Guest(*self.bound.accept())
             strangers = [each for each in self.guests if not each.node]
-            if len(strangers) >= STRANGERS:
+            if len(strangers) >= self.own.nodes + STRANGERS:  # a node is one, too, until it has spoken
                 self._dismiss(strangers[0])
             self.guests.append(guest)
             self.selector.register(guest.connection, selectors.EVENT_READ, guest)
