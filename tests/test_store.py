@@ -302,7 +302,7 @@ print(len(training.ids), training.fingerprint, int(status["VmHWM"].split()[0]) -
 
 
 def opening(file: Path, cache: Path) -> subprocess.Popen:
-    environment = ENVIRONMENT | {"GPT_DPO_CACHE": str(cache.parent)}
+    environment = ENVIRONMENT | {"GPT_DPO_CACHE": str(cache.parent), "TQDM_DISABLE": "1"}  # bars come where it is slow
     words = command("-c", OPEN, file, TINY)
     return subprocess.Popen(words, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
