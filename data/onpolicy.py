@@ -93,7 +93,7 @@ def onpolicy(flags: OnPolicy) -> int:
     out = check_out(flags.out)
     if flags.pairs:
         check_files(out, flags.pairs)
-        check_apart(beside(out, "answers"), flags.pairs, flag="--out", used="is read")
+        check_apart(beside(out, "answers"), flags.pairs)
     prompts, left = prompts_of(flags)
     score = parse_score(flags.score, How(flags, beside(out, "replies"), flags.device))
     score([prompt.pair for prompt in prompts], [[]] * len(prompts))  # what it cannot score is said now

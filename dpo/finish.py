@@ -20,9 +20,8 @@ from gpt.parallel import on_main, say
 def finish(job: Job, settings: dict, folder: RunFolder, policy: GPT, held_out: Reference | Moving, plan: Plan) -> None:
     """Leave what a run leaves, and say so. held_out: what the reference says of the held-out pairs. All processes take part."""
     world = plan.way.world
-    step = exported_step(
-        job, folder, policy, world
-    )  # first, so that the tokens are those of the model that is exported
+    # first, so that the tokens are those of the model that is exported
+    step = exported_step(job, folder, policy, world)
     if job.held_out.ids and job.loss.needs_reference:
         way = plan.way._replace(stop=lambda: None)  # nothing is left to be stopped
         rows = by_token(policy, held_out, job.held_out, job.loss.beta, way, job.tokenizer)
